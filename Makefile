@@ -1,0 +1,34 @@
+# The commands that README and CI use. Each sets up what it needs first; the second time that costs nothing.
+.PHONY: run setup test check fix lock
+
+# `exec`: a signal that make passes on, or the terminal sends, reaches the proxy and no shell in between.
+run: .venv/.runtime
+	@exec .venv/bin/freeapi serve
+
+setup: .venv/.runtime
+
+test: .venv/.dev tests/node/node_modules/.ready
+	.venv/bin/pytest
+
+check: .venv/.dev tests/node/node_modules/.ready
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	.venv/bin/pytest
+
+fix: .venv/.dev
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+lock:
+	scripts/lock
+
+.venv/.runtime: locks/runtime.txt pyproject.toml scripts/setup scripts/debian-packages
+	@scripts/setup runtime
+
+.venv/.dev: locks/dev.txt .venv/.runtime
+	@scripts/setup dev
+
+# Left unmade where there is no Node: the tests that need it are then skipped (and fail in CI).
+tests/node/node_modules/.ready: tests/node/package-lock.json scripts/setup
+	@scripts/setup node
