@@ -1,0 +1,167 @@
+"""Server-sent events, looked at while they pass.
+
+``EventStream`` never rebuilds an event: what goes in comes out, byte for byte and in the same
+call, but for three things. An event that isn't complete yet is kept until its blank line is there,
+so that nothing broken is left behind if the upstream dies. The one extra event that we asked the
+upstream for (``stream_options.include_usage``) is held back from a caller who didn't ask. And an
+event that reports an error is replaced by one in our wording, as the upstream's may name its
+organisation.
+
+Pure: bytes in, bytes out. However the bytes are cut, the result is the same.
+
+Source: WHATWG HTML, section 9.2.6 "Interpreting an event stream"; OpenAI API reference,
+"Streaming".
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from freeapi.errors import FreeApiError, UpstreamFailed
+
+#: An incomplete event longer than this is passed on as it comes: no event of the API is near it.
+EVENT_BYTES_MAX = 1_048_576
+#: A usage object is a few hundred bytes; so far from the end of a body it is looked for.
+USAGE_TAIL_BYTES = 4_096
+
+_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_NOTABLE = re.compile(rb'"(?:usage|error)"\s*:\s*[{"]')
+_EVENT_END = re.compile(rb"\r\n\r\n|\n\r\n|\r\n\n|\n\n|\r\r")
+#: Ends of a blank line. A ``\r\n`` may be cut in two: a stray ``\n`` between events means nothing.
+_BLANK_LINES = (b"\n\n", b"\n\r\n", b"\r\r", b"\n\r")
+_LONGEST_BLANK_LINE = 3
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What the upstream says it will bill."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Record(msgspec.Struct):
+    """The fields of an event that matter here."""
+
+    usage: Usage | None = None
+    choices: list[msgspec.Raw] | None = None
+    error: msgspec.Raw | None = None
+
+
+_decode_usage = msgspec.json.Decoder(Usage).decode
+_decode_record = msgspec.json.Decoder(_Record).decode
+
+
+def find_usage(body: bytes) -> Usage | None:
+    """The last usage object near the end of a JSON body, or None. O(1) in the body's length.
+
+    In JSON a quote inside a string is escaped, so what a caller made the model say can't pass for
+    the key ``"usage"``.
+    """
+    usage = None
+    for found in _USAGE.finditer(body, max(0, len(body) - USAGE_TAIL_BYTES)):
+        try:
+            usage = _decode_usage(found[1])
+        except msgspec.DecodeError:
+            continue
+    return usage
+
+
+def error_event(error: FreeApiError) -> bytes:
+    """The event at which both OpenAI SDKs raise APIError."""
+    return b"data: %b\n\n" % error.body()
+
+
+class EventStream:
+    """One stream on its way. O(bytes); most reads cost two searches for a literal."""
+
+    __slots__ = ("_held", "_held_bytes", "_hides_usage", "_last", "_tail", "usage")
+
+    def __init__(self, *, hides_usage: bool) -> None:
+        """``hides_usage``: the caller didn't ask for the usage event, we did."""
+        self._hides_usage = hides_usage
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        #: The end of the incomplete event, in which a blank line may have begun.
+        self._tail = b""
+        self._last = b""
+        self.usage: Usage | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether ``[DONE]`` has passed, after which a cut takes nothing from the caller."""
+        return b"[DONE]" in self._last[-16:]
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what was read; returns what may go to the caller now, perhaps nothing."""
+        if not self._tail and data.endswith(b"\n\n"):
+            whole = data
+        else:
+            whole = self._up_to_blank_line(data)
+            if not whole:
+                return self._overlong()
+        self._last = whole
+        if (b'"usage"' in whole or b'"error"' in whole) and _NOTABLE.search(whole):
+            return self._edited(whole)
+        return whole
+
+    def rest(self) -> bytes:
+        """The incomplete event at a proper end of the stream: passed on as it is."""
+        held = b"".join(self._held)
+        self._held.clear()
+        return held
+
+    def _up_to_blank_line(self, data: bytes) -> bytes:
+        """All complete events, the incomplete one being kept."""
+        probe = self._tail + data
+        end = max(probe.rfind(blank) + len(blank) for blank in _BLANK_LINES)
+        if end < _LONGEST_BLANK_LINE - 1:  # every rfind said -1
+            end = 0
+        end -= len(self._tail)
+        if end <= 0:
+            self._held.append(data)
+            self._held_bytes += len(data)
+            self._tail = probe[1 - _LONGEST_BLANK_LINE :]
+            return b""
+        self._held.append(data[:end])
+        whole = b"".join(self._held)
+        rest = data[end:]
+        self._held = [rest] if rest else []
+        self._held_bytes = len(rest)
+        self._tail = rest[1 - _LONGEST_BLANK_LINE :]
+        return whole
+
+    def _overlong(self) -> bytes:
+        if self._held_bytes <= EVENT_BYTES_MAX:
+            return b""
+        self._held_bytes = 0
+        return self.rest()
+
+    def _edited(self, whole: bytes) -> bytes:
+        """Find the records in complete events, and leave out what the caller is not to get."""
+        kept = []
+        start = 0
+        for boundary in _EVENT_END.finditer(whole):
+            event = whole[start : boundary.end()]
+            start = boundary.end()
+            kept.append(self._judged(event) if _NOTABLE.search(event) else event)
+        kept.append(whole[start:])
+        return b"".join(kept)
+
+    def _judged(self, event: bytes) -> bytes:
+        try:
+            record = _decode_record(_data(event))
+        except msgspec.DecodeError:
+            return event
+        if record.error is not None and bytes(record.error) != b"null":
+            return error_event(UpstreamFailed())
+        if record.usage is None:
+            return event
+        self.usage = record.usage
+        return b"" if self._hides_usage and record.choices == [] else event
+
+
+def _data(event: bytes) -> bytes:
+    """The event's data, its lines joined."""
+    return b"\n".join(line[5:] for line in event.splitlines() if line.startswith(b"data:"))

@@ -1,0 +1,420 @@
+"""The upstream's side: a pool of kept-alive connections to one origin.
+
+A connection carries one exchange at a time: the request leaves in one write, the answer comes back
+through callbacks to a ``Sink``, and a future tells when it is complete or what ended it. Nothing is
+resent here: what failed is raised, with ``answered_s`` and ``reused`` saying what is known of its
+fate, and the proxy decides.
+
+The pool is synchronous but for ``connect``: ``take`` hands out an idle connection, and a connection
+comes back by itself when its answer was complete and both sides want to keep it.
+
+Invariants: a connection is either idle in the pool or has exactly one exchange; bytes outside an
+exchange close it (a late answer must never be read as the next one's).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from typing import Protocol, cast
+
+import httptools
+import msgspec
+
+from freeapi.errors import (
+    ClientGone,
+    ConnectTimeout,
+    FreeApiError,
+    UpstreamCut,
+    UpstreamGarbage,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from freeapi.http.deadlines import NEVER_S, Deadlines
+
+#: More than any API sends (OpenAI: about 30 headers, 2 KiB); bounds an endless head.
+HEAD_BYTES_MAX = 65_536
+#: Idle connections kept for an origin; beyond it the oldest is closed.
+IDLE_MAX = 256
+#: Without a word from the upstream. Below the 75 s of nginx, the 60 s of AWS's balancers are met by
+#: the one resend that a stale connection gets.
+IDLE_S = 55.0
+_KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=(\d{1,6})")
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an upstream listens: a host and port, or a Unix socket."""
+
+    host: str
+    port: int
+    tls: bool = False
+    socket_path: str | None = None
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """``connect_s``: DNS, TCP and TLS together. ``idle_s``: between two reads of an answer."""
+
+    connect_s: float
+    first_byte_s: float
+    idle_s: float
+
+
+class Sink(Protocol):
+    """Who takes an answer. What these raise (a FreeApiError) ends the exchange."""
+
+    def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
+        """The final status and its headers, names in lower case."""
+
+    def on_data(self, data: bytes) -> None:
+        """All that one read brought of the body; never empty."""
+
+    def on_end(self) -> None:
+        """The body was complete."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One socket to the upstream."""
+
+    __slots__ = (
+        "_body",
+        "_closing",
+        "_complete",
+        "_done",
+        "_final_s",
+        "_head_bytes",
+        "_headers",
+        "_idle_limit_s",
+        "_loop",
+        "_parser",
+        "_paused",
+        "_pool",
+        "_sink",
+        "_status",
+        "_transport",
+        "_until_close",
+        "answered_s",
+        "deadline_s",
+        "reused",
+    )
+
+    def __init__(self, pool: UpstreamPool) -> None:
+        self._pool = pool
+        self._loop = pool.loop
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._sink: Sink | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._idle_limit_s = IDLE_S
+        self._paused = False
+        self._closing = False
+        #: When the whole request must be over, whatever comes.
+        self._final_s = NEVER_S
+        #: The earliest moment at which the present phase takes too long.
+        self.deadline_s = NEVER_S
+        #: It served an exchange before, so the upstream may have closed it unseen.
+        self.reused = False
+        #: Loop time of the answer's first byte; None while there is none.
+        self.answered_s: float | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._status = 0
+        self._headers: dict[bytes, bytes] = {}
+        self._head_bytes = 0
+        self._until_close = False
+        self._complete = False
+        self._body: list[bytes] = []
+
+    # --- for the proxy ----------------------------------------------------------------------------
+
+    def exchange(
+        self, head: bytes, body: bytes, sink: Sink, final_s: float
+    ) -> asyncio.Future[None]:
+        """Send a request, and let ``sink`` have the answer. The future is done when it is complete.
+
+        ``final_s`` (loop time) bounds the whole. The future raises UpstreamCut, UpstreamGarbage,
+        UpstreamTimeout, ClientGone (after ``abandon``) or what the sink raised.
+        """
+        transport = self._transport
+        assert transport is not None, "a connection is handed out open"
+        assert self._sink is None, "one exchange at a time"
+        self._sink = sink
+        self._done = self._loop.create_future()
+        self.answered_s = None
+        self._final_s = final_s
+        self.deadline_s = min(self._loop.time() + self._pool.timeouts.first_byte_s, final_s)
+        transport.write(head + body if len(body) < 65_536 else head)
+        if len(body) >= 65_536:
+            transport.write(body)
+        return self._done
+
+    def abandon(self) -> None:
+        """The caller has gone: close now, so that the upstream stops working (and billing)."""
+        self._fail(ClientGone())
+
+    def pause_reading(self) -> None:
+        """Flow control: the caller doesn't keep up, which isn't the upstream's delay."""
+        if self._transport is not None and not self._paused:
+            self._paused = True
+            self.deadline_s = self._final_s
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Flow control: go on."""
+        if self._transport is not None and self._paused:
+            self._paused = False
+            self.deadline_s = min(self._loop.time() + self._pool.timeouts.idle_s, self._final_s)
+            self._transport.resume_reading()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an exchange may begin."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    # --- asyncio's callbacks ----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._pool.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._sink is None:  # said without being asked: never read it as the next answer
+            self.close()
+            return
+        now_s = self._loop.time()
+        if self.answered_s is None:
+            self.answered_s = now_s
+        if not self._paused:
+            self.deadline_s = min(now_s + self._pool.timeouts.idle_s, self._final_s)
+        if not self._status:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+            self._check_head_bytes()
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            cause = error.__cause__ or error.__context__
+            self._fail(cause if isinstance(cause, FreeApiError) else UpstreamGarbage())
+            return
+        except FreeApiError as error:
+            self._fail(error)
+            return
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Give the sink what one read brought, and finish when that was the end."""
+        sink = self._sink
+        body = self._body
+        if sink is None:
+            return
+        if body:
+            data = body[0] if len(body) == 1 else b"".join(body)
+            self._body = []
+            try:
+                sink.on_data(data)
+            except FreeApiError as error:
+                self._fail(error)
+                return
+        if self._complete and self._sink is not None:
+            self._finish()
+
+    def eof_received(self) -> None:
+        """A body without a length ends here (RFC 9112 section 6.3, case 8); any other is cut."""
+        if self._sink is not None and self._until_close:
+            self._closing = True
+            self._finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._pool.closed(self)
+        self._fail(UpstreamCut())
+
+    def expire(self) -> None:
+        """The deadline has passed: an idle connection is closed, an exchange fails."""
+        if self._sink is None:
+            self.close()
+        else:
+            self._fail(UpstreamTimeout())
+
+    # --- httptools' callbacks ---------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._status:  # else a trailer, which nobody asked for
+            self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            if status == 101:
+                raise UpstreamGarbage
+            return
+        self._status = status
+        headers = self._headers
+        self._until_close = (
+            b"content-length" not in headers
+            and b"transfer-encoding" not in headers
+            and status not in (204, 304)
+        )
+        assert self._sink is not None, "an answer belongs to an exchange"
+        self._sink.on_head(status, headers)
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if not self._status:  # an interim answer (RFC 9110 section 15.2)
+            self._headers = {}
+            return
+        if self._complete:
+            raise UpstreamGarbage  # a second answer to one request
+        self._complete = True
+        self._closing = not self._parser.should_keep_alive()
+
+    def _check_head_bytes(self) -> None:
+        if not self._status and self._head_bytes > HEAD_BYTES_MAX:
+            raise UpstreamGarbage
+
+    # --- ends -------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """The answer is complete: back into the pool first, as the sink may start something new."""
+        sink, done = self._sink, self._done
+        assert sink is not None
+        assert done is not None
+        self._sink = self._done = None
+        keep_alive = self._headers.get(b"keep-alive")
+        self._reset()
+        self._release(keep_alive)
+        try:
+            sink.on_end()
+        except FreeApiError as error:
+            _resolve(done, error)
+        else:
+            _resolve(done, None)
+
+    def _release(self, keep_alive: bytes | None) -> None:
+        transport = self._transport
+        if transport is None or self._closing or transport.get_write_buffer_size():
+            self.close()
+            return
+        if self._paused:
+            self._paused = False
+            transport.resume_reading()
+        if keep_alive is not None and (found := _KEEP_ALIVE_TIMEOUT.search(keep_alive)):
+            self._idle_limit_s = min(IDLE_S, int(found[1]) - 1.0)
+        self.reused = True
+        self.deadline_s = self._loop.time() + self._idle_limit_s
+        self._pool.put(self)
+
+    def _fail(self, error: FreeApiError) -> None:
+        """End the exchange, if there is one, by ``error``; the connection is of no more use."""
+        done = self._done
+        self._sink = self._done = None
+        if self._transport is not None:
+            self._transport.abort()
+        if done is not None:
+            _resolve(done, error)
+
+    def close(self) -> None:
+        """Close without an exchange."""
+        self._pool.closed(self)
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class UpstreamPool:
+    """Connections to one origin. ``take`` and ``put`` are O(1)."""
+
+    def __init__(self, origin: Origin, timeouts: Timeouts, deadlines: Deadlines) -> None:
+        self.origin = origin
+        self.timeouts = timeouts
+        self.loop = asyncio.get_running_loop()
+        self._deadlines = deadlines
+        #: Used as a stack: the most recently used is the least likely to be stale.
+        self._idle: dict[UpstreamConnection, None] = {}
+        self._open: set[UpstreamConnection] = set()
+        self._tls = _tls_context() if origin.tls else None
+
+    def take(self) -> UpstreamConnection | None:
+        """An idle connection, or None: then ``connect``."""
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if connection.is_open and connection.deadline_s > self.loop.time():
+                return connection
+            connection.close()
+        return None
+
+    async def connect(self) -> UpstreamConnection:
+        """A new connection.
+
+        Raises UpstreamUnreachable or ConnectTimeout; nothing was sent, so another try is safe.
+        """
+        connection = UpstreamConnection(self)
+        try:
+            async with asyncio.timeout(self.timeouts.connect_s):
+                await self._open_transport(connection)
+        except TimeoutError:
+            raise ConnectTimeout from None
+        except (OSError, UnicodeError) as error:  # ssl.SSLError and gaierror are OSErrors
+            raise UpstreamUnreachable from error
+        return connection
+
+    async def _open_transport(self, connection: UpstreamConnection) -> None:
+        origin = self.origin
+        try:
+            if origin.socket_path is not None:
+                await self.loop.create_unix_connection(lambda: connection, origin.socket_path)
+            else:
+                await self.loop.create_connection(
+                    lambda: connection,
+                    origin.host,
+                    origin.port,
+                    ssl=self._tls,
+                    server_hostname=origin.host if origin.tls else None,
+                )
+        except BaseException:
+            # Cancelled just as it was made, the transport would be nobody's.
+            connection.close()
+            raise
+
+    def put(self, connection: UpstreamConnection) -> None:
+        """For a connection: idle again."""
+        self._idle[connection] = None
+        if len(self._idle) > IDLE_MAX:
+            next(iter(self._idle)).close()
+
+    def opened(self, connection: UpstreamConnection) -> None:
+        """For a connection: its socket is open."""
+        self._open.add(connection)
+        self._deadlines.add(connection)
+
+    def closed(self, connection: UpstreamConnection) -> None:
+        """For a connection: forget it; told twice is fine."""
+        self._idle.pop(connection, None)
+        self._open.discard(connection)
+        self._deadlines.discard(connection)
+
+    def close(self) -> None:
+        """Close every connection, busy ones too."""
+        for connection in tuple(self._open):
+            connection.close()
+
+    def __repr__(self) -> str:
+        return f"<UpstreamPool {len(self._open)} open, {len(self._idle)} idle>"
+
+
+def _resolve(done: asyncio.Future[None], error: FreeApiError | None) -> None:
+    """Wake who waits, unless nobody does any more."""
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
+
+
+def _tls_context() -> ssl.SSLContext:
+    """Certificates and names are checked; HTTP/1.1 is all that we speak (RFC 7301)."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context

@@ -1,0 +1,147 @@
+"""HTTP/1.1 as bytes, without I/O: requests as values, heads rendered, framing rules checked.
+
+llhttp (through httptools) finds the boundaries; what it leaves open is decided here: one valid
+Host, at most one of each header that can't be a list, no transfer coding but ``chunked``, limits
+on everything. Anything ambiguous is refused and its connection closed, since an intermediary
+before us may have read it another way (request smuggling).
+
+Source: RFC 9110 (semantics), RFC 9112 (message syntax and routing).
+"""
+
+from __future__ import annotations
+
+import http
+import re
+
+from freeapi.errors import (
+    BadHttp,
+    BodyTooLarge,
+    ExpectationFailed,
+    HttpVersionNotSupported,
+    NotImplementedHttp,
+)
+
+#: Request line and headers together; 16 KiB is Node's default, nginx takes 4 x 8 KiB.
+HEAD_BYTES_MAX = 16_384
+#: The SDKs send about 20 headers, browsers behind a CDN about 40.
+HEADERS_MAX = 64
+#: Longer targets can't be a route of ours; RFC 9112 section 3 recommends taking 8,000 octets.
+TARGET_BYTES_MAX = 8_192
+assert TARGET_BYTES_MAX < HEAD_BYTES_MAX
+
+STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
+    for status in http.HTTPStatus
+}
+LAST_CHUNK = b"0\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+#: Headers that must not appear twice, since their lines can't be joined to one meaning.
+_SINGLE = frozenset(
+    (b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding", b"expect")
+)
+#: reg-name, IPv4 or bracketed IPv6, and a port (RFC 3986 section 3.2.2, without userinfo).
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+#: What a field value may hold: visible characters, space, tab, obs-text (RFC 9110 section 5.5).
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_BAD_TARGET = re.compile(rb"[^\x21-\x7e]")
+
+
+class Request:
+    """One request, complete with its body. ``headers`` has lower-case names."""
+
+    __slots__ = ("body", "headers", "http10", "keep_alive", "method", "path", "peer", "received_s")
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.method = b""
+        self.path = b""
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+        self.http10 = False
+        self.keep_alive = False
+        #: Monotonic seconds at which the last byte of it was there.
+        self.received_s = 0.0
+
+    def add_header(self, name: bytes, value: bytes) -> None:
+        """Store a header line; repeated lines of a list-valued header are joined by a comma.
+
+        Raises BadHttp. O(length). Source: RFC 9110 section 5.3.
+        """
+        name = name.lower()
+        value = value.strip(b" \t")
+        if _BAD_VALUE.search(value):
+            raise BadHttp(problem="a header value holds a control character")
+        known = self.headers.get(name)
+        if known is None:
+            if len(self.headers) == HEADERS_MAX:
+                raise BadHttp(problem=f"more than {HEADERS_MAX} headers")
+            self.headers[name] = value
+        elif name in _SINGLE:
+            raise BadHttp(problem=f"the header {name.decode('ascii', 'replace')} is repeated")
+        else:
+            self.headers[name] = known + b", " + value
+
+
+def check_head(request: Request, target: bytes, version: str, body_bytes_max: int) -> int | None:
+    """Check all that decides framing and routing, and split the target into the path.
+
+    Returns the body's announced length, or None for a chunked body.
+    Raises BadHttp or BodyTooLarge; the connection must be closed after either.
+    """
+    request.http10 = version == "1.0"
+    if version not in ("1.1", "1.0"):
+        raise HttpVersionNotSupported(problem="only HTTP/1.1 and HTTP/1.0 are spoken here")
+    request.path = _path(request.method, target)
+    headers = request.headers
+    host = headers.get(b"host")
+    if host is None:
+        if not request.http10:
+            raise BadHttp(problem="the Host header is missing")
+    elif not _HOST.fullmatch(host):
+        raise BadHttp(problem="the Host header is not a valid host")
+    expect = headers.get(b"expect")
+    if expect is not None and expect.lower() != b"100-continue":
+        raise ExpectationFailed(problem="the only expectation met here is 100-continue")
+    return _body_length(request, body_bytes_max)
+
+
+def _body_length(request: Request, body_bytes_max: int) -> int | None:
+    """RFC 9112 section 6.3, without its leniencies."""
+    length = request.headers.get(b"content-length")
+    coding = request.headers.get(b"transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            raise BadHttp(problem="both Content-Length and Transfer-Encoding are given")
+        if request.http10:
+            raise BadHttp(problem="HTTP/1.0 has no Transfer-Encoding")
+        if coding.lower() != b"chunked":
+            raise NotImplementedHttp(problem="the only transfer coding known here is chunked")
+        return None
+    if length is None:
+        return 0
+    if not length.isdigit() or len(length) > 18:
+        raise BadHttp(problem="Content-Length is not a number")
+    if int(length) > body_bytes_max:
+        raise BodyTooLarge(limit=body_bytes_max)
+    return int(length)
+
+
+def _path(method: bytes, target: bytes) -> bytes:
+    """The path of an origin-form or absolute-form target, without its query."""
+    if _BAD_TARGET.search(target):
+        raise BadHttp(problem="the request target holds a character that must be encoded")
+    if target[:1] == b"/":
+        return target.partition(b"?")[0]
+    if target == b"*" and method == b"OPTIONS":
+        return target
+    scheme, found, rest = target.partition(b"://")
+    if found and scheme.lower() in (b"http", b"https"):
+        _, slash, path = rest.partition(b"/")
+        return (slash + path).partition(b"?")[0] or b"/"
+    raise BadHttp(problem="the request target is neither a path nor an http URL")
+
+
+def chunk(data: bytes) -> bytes:
+    """``data`` (not empty, which would end the body) as one chunk (RFC 9112 section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
