@@ -1,0 +1,179 @@
+"""Which fields a request may have, what becomes of each, and what is told to the caller.
+
+One table per kind of object: a name and its rule. ``apply`` takes out of an object what its table
+doesn't let through; ``Changes`` remembers it for ``x-freeapi-adjusted``.
+
+What this is not: it looks at names only. Fields whose *value* decides are marked ``check`` and are
+``payload``'s affair.
+
+Invariants:
+- A field that isn't in a table never passes; names are matched exactly, so an upstream with laxer
+  names (``Content`` for ``content``) finds nothing that wasn't looked at.
+- A null means the same as no field: it is never named, counted or refused.
+- Of an unknown field nothing is said but how many there were, unless it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from freeapi.errors import UnsupportedParameter
+
+#: Adjustments named in ``x-freeapi-adjusted``; the rest are a number. Source: DESIGN section 2.
+NAMED_MAX: Final = 8
+#: Characters of an unknown field's name that are said back; OpenAI's longest name has 22.
+SHOWN_NAME_MAX: Final = 64
+
+#: An object of the request: name to Raw as it came, or to what is sent in its place.
+Fields = dict[str, Any]
+
+_NULL: Final = Raw(b"null")
+
+
+class Rule(NamedTuple):
+    """``check``: ``payload`` looks at the value. ``why`` is said to the caller when refused."""
+
+    action: Literal["pass", "check", "drop", "refuse"]
+    why: str = ""
+
+
+_PASS: Final = Rule("pass")
+_CHECK: Final = Rule("check")
+_IDENTIFIES: Final = Rule("drop", "nothing about the caller leaves")
+#: Hints make cache writes dearer, and say which requests belong together.
+_CACHE: Final = Rule("drop", "the prompt cache is shared by all callers")
+_STATE: Final = Rule("refuse", "this instance keeps no state between requests")
+_AUDIO: Final = Rule("refuse", "the cost of audio does not follow from its size")
+
+#: Source: the fields of "Create chat completion" in OpenAI's API reference and in openai-python
+#: 3.54.0; what some cost or give away: OPENAI_FACTS, "Parameters that cost money or leak".
+CHAT_FIELDS: Final[Mapping[str, Rule]] = {
+    "model": _CHECK,
+    "messages": _CHECK,
+    "stream": _CHECK,
+    "stream_options": _CHECK,
+    "max_tokens": _CHECK,
+    "max_completion_tokens": _CHECK,
+    "n": _CHECK,
+    "tools": _CHECK,
+    "functions": _CHECK,
+    "store": _CHECK,
+    "service_tier": _CHECK,
+    "modalities": _CHECK,
+    "frequency_penalty": _PASS,
+    "function_call": _PASS,
+    "logit_bias": _PASS,
+    "logprobs": _PASS,
+    "parallel_tool_calls": _PASS,
+    "presence_penalty": _PASS,
+    "reasoning_effort": _PASS,  # hidden reasoning counts against the output ceiling
+    "response_format": _PASS,
+    "seed": _PASS,
+    "stop": _PASS,
+    "temperature": _PASS,
+    "tool_choice": _PASS,
+    "top_logprobs": _PASS,
+    "top_p": _PASS,
+    "verbosity": _PASS,
+    "user": _IDENTIFIES,
+    "safety_identifier": _IDENTIFIES,
+    "metadata": _IDENTIFIES,
+    "prompt_cache_key": _CACHE,
+    "prompt_cache_options": _CACHE,
+    "prompt_cache_retention": _CACHE,
+    "audio": _AUDIO,
+    "moderation": Rule("refuse", "it calls a second model, which has no limit or price here"),
+    "prediction": Rule("refuse", "predicted tokens that are rejected are billed all the same"),
+    "web_search_options": Rule("refuse", "web search is billed outside of tokens"),
+    # Fields of the Responses API that some send here.
+    "previous_response_id": _STATE,
+    "conversation": _STATE,
+    "background": _STATE,
+    "prompt": Rule("refuse", "stored prompts belong to the instance's own account"),
+}
+
+MESSAGE_FIELDS: Final[Mapping[str, Rule]] = {
+    "role": _CHECK,
+    "content": _CHECK,
+    "name": _PASS,
+    "refusal": _PASS,
+    "tool_calls": _PASS,
+    "tool_call_id": _PASS,
+    "function_call": _PASS,
+    "reasoning_content": _PASS,  # llama.cpp's and others' field for earlier reasoning; text
+    "audio": _AUDIO,
+}
+
+PART_FIELDS: Final[Mapping[str, Rule]] = {
+    "type": _CHECK,
+    "text": _PASS,
+    "refusal": _PASS,
+    "prompt_cache_breakpoint": _CACHE,
+}
+
+TOOL_FIELDS: Final[Mapping[str, Rule]] = {"type": _CHECK, "function": _PASS, "custom": _PASS}
+
+STREAM_OPTION_FIELDS: Final[Mapping[str, Rule]] = {
+    "include_usage": _CHECK,
+    "include_obfuscation": _PASS,
+}
+
+
+class Changes(msgspec.Struct):
+    """What was done to the request: known names in order, and a count of unknown ones."""
+
+    refuses_unknown: bool
+    #: The keys are a set that keeps its order.
+    named: dict[str, None] = {}
+    unknown_count: int = 0
+
+    def note(self, change: str) -> None:
+        """Name a change; ``change`` holds nothing of the caller's but known field names."""
+        self.named[change] = None
+
+    def drop_unknown(self, path: str, name: str) -> None:
+        """Count a field that is in no table. Raises UnsupportedParameter where told to."""
+        if not self.refuses_unknown:
+            self.unknown_count += 1
+            return
+        if len(name) <= SHOWN_NAME_MAX and name.isascii() and name.isprintable():
+            raise UnsupportedParameter(param=path + name, problem="there is no such field")
+        problem = "it has an unknown field, whose name cannot be shown"
+        raise UnsupportedParameter(param=path.rstrip(".") or "body", problem=problem)
+
+    def header(self) -> bytes:
+        """At most NAMED_MAX names, then how many more there were; empty if nothing was done."""
+        if not self.named and not self.unknown_count:
+            return b""
+        named = list(self.named)
+        more = len(named[NAMED_MAX:]) + self.unknown_count
+        shown = [*named[:NAMED_MAX], f"+{more}"] if more else named
+        return ", ".join(shown).encode("ascii")
+
+
+def kept(rules: Mapping[str, Rule]) -> frozenset[str]:
+    """The names that ``apply`` leaves in place."""
+    return frozenset(name for name, rule in rules.items() if rule.action in {"pass", "check"})
+
+
+def apply(rules: Mapping[str, Rule], fields: Fields, changes: Changes, path: str) -> None:
+    """Take out what may not pass; ``path`` leads to this object in messages, with its dot.
+
+    Raises UnsupportedParameter. O(fields); callers skip it where all names are ``kept``.
+    """
+    for name in list(fields):
+        rule = rules.get(name)
+        if rule is not None and rule.action in {"pass", "check"}:
+            continue
+        if fields.pop(name) == _NULL:
+            continue
+        if rule is None:
+            changes.drop_unknown(path, name)
+        elif rule.action == "drop":
+            changes.note(f"{name}=dropped")
+        else:
+            raise UnsupportedParameter(param=path + name, problem=rule.why)
