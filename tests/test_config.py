@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from freeapi.config import Upstream
+from freeapi.config import ConfigError, Upstream
 from freeapi.policy.models import BUILTIN
 from freeapi.spelling import Secret
 from tests.configs import KEY, OTHER_KEY, problems, read, read_none
@@ -65,15 +65,18 @@ def test_a_file_of_keys_that_gives_none_is_a_problem(
 
 
 def test_access_tokens_are_read_whole_and_hidden() -> None:
-    """The file's text is there to be parsed, even if empty; an unreadable file is a problem."""
+    """The file's text is kept; one that can't be read, or holds no token, is a problem."""
     environ = {"FREEAPI_ACCESS_TOKENS_FILE": "/tokens"}
     text = f"{KEY} alice\n"
     config = read(environ, read_file={"/tokens": text}.__getitem__)
     assert config.access_tokens == Secret(text)
     assert "canary" not in repr(config)
-    assert read(environ, read_file=lambda _: "").access_tokens == Secret("")
     (problem,) = problems(environ)
     assert problem.startswith("FREEAPI_ACCESS_TOKENS_FILE: ")
+    with pytest.raises(ConfigError, match="no token"):
+        read(environ, read_file=lambda _: "")
+    with pytest.raises(ConfigError, match="line 1: rpm must be"):
+        read(environ, read_file=lambda _: f"{KEY} rpm=none")
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_a_line_fits_a_pipe() -> None:
     written.journal.request(model="x" * 1_024, **dict.fromkeys(("status", "tries"), 10**18))
     assert len(written.stream.getvalue()) <= LINE_BYTES_MAX
     with pytest.raises(AssertionError):
-        written.journal.event("drain", streams=[1] * 4_000)  # type: ignore[arg-type]
+        written.journal.event("drain", limit_s=[1] * 4_000)  # type: ignore[arg-type]
 
 
 def test_no_event_has_a_field_for_content_or_callers() -> None:
@@ -214,7 +214,7 @@ def test_a_deep_crash_is_cut_to_its_inner_frames() -> None:
 def test_a_secret_isnt_a_value() -> None:
     """A Secret can't be written by accident: it isn't JSON."""
     with pytest.raises(TypeError):
-        Written().journal.event("drain", streams=Secret("sk-canary"))  # type: ignore[arg-type]
+        Written().journal.event("drain", limit_s=Secret("sk-canary"))  # type: ignore[arg-type]
 
 
 LIBRARIES = f"""
@@ -282,7 +282,7 @@ def test_a_full_pipe_drops_whole_lines_and_goes_on(pipe: tuple[int, TextIO]) -> 
     journal = Journal(stream, "info", lambda: NOW_S)
     sent = 0
     while not journal.dropped:
-        journal.event("stop", streams=sent)
+        journal.event("stop", dropped=sent)
         sent += 1
     journal.event("stop")
     assert journal.dropped == 2
@@ -290,7 +290,7 @@ def test_a_full_pipe_drops_whole_lines_and_goes_on(pipe: tuple[int, TextIO]) -> 
     while received.count(b"\n") < sent - 1:
         received += os.read(reader, 65_536)
     lines = [json.loads(line) for line in received.splitlines()]
-    assert [line["streams"] for line in lines] == list(range(sent - 1))
+    assert [line["dropped"] for line in lines] == list(range(sent - 1))
     journal.event("drain")
     assert json.loads(os.read(reader, LINE_BYTES_MAX))["event"] == "drain"
     assert journal.dropped == 2

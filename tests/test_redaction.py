@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from freeapi.config import ConfigError, redacted, render
+from freeapi.config import ConfigError
 from freeapi.policy.models import BUILTIN
 from freeapi.settings import ENVIRONMENT, MODEL, POLICY, TIMEOUTS, UPSTREAM
+from freeapi.showing import redacted, render
 from freeapi.spelling import Kind, Secret
 from tests.configs import KEY, OTHER_KEY, problems, read
 

@@ -25,7 +25,7 @@ PACKAGE = "src/freeapi/"
 
 CONFIG = {"config", "reading", "settings", "spelling"}
 MIDDLE = {"__init__", "errors", "policy", "journal", "metrics", "http", "state"} | CONFIG
-ROOT_PARTS = MIDDLE | {"local", "pages", "routes", "proxy"}
+ROOT_PARTS = MIDDLE | {"local", "pages", "routes", "gate", "dispatch", "proxy"}
 #: What each part (folder or module of the package) may import of the others, besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
@@ -40,11 +40,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reading": {"errors", "policy", "spelling", "settings"},
     "config": {"errors", "policy"} | CONFIG,
     "local": {"errors", "journal", "http"},
-    "pages": MIDDLE,
-    "routes": MIDDLE | {"pages"},
-    "proxy": MIDDLE | {"routes"},  # only the root imports it
+    "pages": MIDDLE | {"routes"},
+    "routes": MIDDLE,
+    "proxy": MIDDLE | {"routes", "gate", "dispatch"},  # only the root imports it
+    "showing": CONFIG,
+    "gate": MIDDLE,
+    "dispatch": MIDDLE | {"routes"},
+    "banner": MIDDLE | {"local"},
+    "gateway": ROOT_PARTS | {"banner"},
     "commands": ROOT_PARTS,
-    "cli": ROOT_PARTS | {"commands"},
+    "cli": ROOT_PARTS | {"commands", "gateway", "showing"},
     "__main__": {"cli"},
 }
 #: Decisions and parsers: the same bytes, numbers and times give the same answer, anywhere.

@@ -1,7 +1,7 @@
 """The configuration: environment, ``.env`` and ``freeapi.toml`` become one frozen value.
 
 ``load`` is a function of what it is given: mappings and texts in, a ``Config`` out, or a
-``ConfigError`` that lists every problem at once. ``redacted`` and ``render`` show the result.
+``ConfigError`` that lists every problem at once. ``showing`` shows the result.
 
 What this is not: it opens nothing, listens to nothing and builds nothing; the edge resolves
 directories, the open-files limit and the list of access tokens.
@@ -24,6 +24,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from freeapi.policy.callers import TokensInvalid, parse_tokens
+from freeapi.policy.limits import CallerLimits
 from freeapi.policy.models import BUILTIN, Model, OutputField
 from freeapi.reading import Origin, Problem, Reader, quote
 from freeapi.settings import MODEL, POLICY, TIMEOUTS, UPSTREAM
@@ -32,6 +34,8 @@ from freeapi.spelling import PPM, Address, Secret, Share, StateUrl, Url
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 #: The name of the upstream that OPENAI_API_KEYS and OPENAI_BASE_URL make.
 OPENAI: Final = "openai"
+TOKENS_FILE: Final = "FREEAPI_ACCESS_TOKENS_FILE"
+UNLIMITED_CALLER: Final = CallerLimits(rpm=None, tpm=None, rpd=None, concurrency=None)
 #: Where its keys may stand; the first that is set counts.
 KEY_VARIABLES: Final = ("OPENAI_API_KEYS", "OPENAI_API_KEY", "OPENAI_API_KEYS_FILE")
 
@@ -138,6 +142,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the embedded model is the upstream."""
         return not self.upstreams
 
+    def is_set(self, name: str) -> bool:
+        """Whether the operator chose this setting's value, if only by writing down the default."""
+        return any(origin.name == name and origin.source != "default" for origin in self.origins)
+
+    @property
+    def caller_limits(self) -> CallerLimits:
+        """What an anonymous caller may do, and one whose token says nothing else."""
+        return CallerLimits(
+            rpm=self.caller_rpm,
+            tpm=self.caller_tpm,
+            rpd=self.caller_rpd,
+            concurrency=self.caller_concurrency,
+        )
+
 
 class ConfigError(Exception):
     """The configuration can't be used; ``problems`` holds all that is wrong with it."""
@@ -173,9 +191,7 @@ def load(
     timeouts = Timeouts(**reader.section(document, "timeouts", TIMEOUTS))
     upstreams = _read_upstreams(reader, document, values)
     models = _read_models(reader, document, upstreams, values["max_output_tokens"])
-    if values["access_tokens"] is not None:
-        text = reader.text(values["access_tokens"], "FREEAPI_ACCESS_TOKENS_FILE")
-        values["access_tokens"] = Secret(text)
+    values["access_tokens"] = _read_tokens(reader, values["access_tokens"])
     reader.refuse_unknown_variables()
     if reader.problems:
         raise ConfigError(reader.problems)
@@ -189,6 +205,21 @@ def load(
         warnings=tuple(dict.fromkeys((*reader.warnings, *_unencrypted(upstreams)))),
         origins=tuple(reader.origins),
     )
+
+
+def _read_tokens(reader: Reader, path: str | None) -> Secret | None:
+    """The access tokens' text, after a trial: their hashes want a secret, which the edge makes."""
+    if path is None:
+        return None
+    before = len(reader.problems)
+    text = reader.text(path, TOKENS_FILE)
+    if len(reader.problems) == before:
+        try:
+            parse_tokens(text, UNLIMITED_CALLER, b"trial")
+        except TokensInvalid as error:
+            for problem in error.problems:
+                reader.problem(TOKENS_FILE, problem, "lines of: token [name] [rpm=…] [tpm=…] …")
+    return Secret(text)
 
 
 def config_path(
@@ -358,43 +389,3 @@ def _output_field(upstreams: Sequence[Upstream]) -> OutputField:
     """The field that all of these enforce: others than OpenAI may ignore the newer one."""
     at_openai = bool(upstreams) and all(upstream.is_openai for upstream in upstreams)
     return "max_completion_tokens" if at_openai else "max_tokens"
-
-
-# --- Showing --------------------------------------------------------------------------------------
-
-
-def redacted(config: Config) -> dict[str, Any]:
-    """The effective configuration in JSON's types, each setting with its source; no secrets."""
-    shown: dict[str, Any] = {"environment": {}, "policy": {}, "timeouts": {}}
-    for origin in config.origins:
-        shown[origin.section][origin.name] = {"value": origin.value, "source": origin.source}
-    rest = {"upstream": config.upstreams, "model": config.models, "warnings": config.warnings}
-    shown |= msgspec.json.decode(msgspec.json.encode(rest, enc_hook=str))
-    return shown
-
-
-def render(config: Config) -> str:
-    """The same for people: one line a setting, an upstream or a model."""
-    shown = redacted(config)
-    lines: list[str] = []
-    for section in ("environment", "policy", "timeouts"):
-        lines += [f"[{section}]"]
-        lines += [f"  {name:36} {_plain(**one)}" for name, one in shown[section].items()]
-    for section in ("upstream", "model"):
-        lines += [f"[[{section}]]"]
-        lines += [f"  {one.pop('name'):36} {_pairs(one)}" for one in shown[section]]
-    lines += [f"warning: {warning}" for warning in config.warnings]
-    return "\n".join(lines) + "\n"
-
-
-def _plain(value: str | None, source: str) -> str:
-    return f"{'not set' if value is None else value}  ({source})"
-
-
-def _pairs(fields: Mapping[str, Any]) -> str:
-    """Without those that are None or empty: limits and prices that aren't there say nothing."""
-    pairs = {
-        name: "+".join(value) if isinstance(value, list) else value
-        for name, value in fields.items()
-    }
-    return " ".join(f"{name}={value}" for name, value in pairs.items() if value not in (None, ""))

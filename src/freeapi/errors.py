@@ -303,6 +303,56 @@ class CapacityExceeded(FreeApiError):
     wording = "This instance is at its capacity at the moment. Please try again later."
 
 
+class InvalidToken(ClientError):
+    """The operator lets in only those with an access token, and this isn't one."""
+
+    status = 401
+    code = "invalid_api_key"
+    label = "invalid_token"
+    wording = (
+        "Incorrect API key provided. This instance answers only to the access tokens that its "
+        "operator has given out: send one as 'Authorization: Bearer <token>'."
+    )
+
+
+class RateLimitExceeded(ClientError):
+    """The caller's own limit is used up for the moment."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+    label = "rate_limit_exceeded"
+    wording = (
+        "Rate limit reached on {limit_name}: limit {limit}, requested {requested}. "
+        "Please try again in {wait}."
+    )
+
+
+class TokenRateExceeded(RateLimitExceeded):
+    """The same, for tokens."""
+
+    type = "tokens"
+
+
+class RequestAboveTokenLimit(TokenRateExceeded):
+    """One request alone asks for more tokens than a minute has: trying again can't help."""
+
+    wording = (
+        "Request too large on {limit_name}: limit {limit}, requested {requested}. "
+        "Shorten the input or lower max_tokens."
+    )
+
+
+class ConcurrencyExceeded(ClientError):
+    """The caller has as many requests in flight as one caller may."""
+
+    status = 429
+    type = "requests"
+    code = "concurrency_exceeded"
+    label = "concurrency_exceeded"
+    wording = "Too many requests at the same time: {limit} may be in flight. Wait for one to end."
+
+
 class ShuttingDown(FreeApiError):
     """The process was told to stop and takes no further request."""
 
@@ -310,3 +360,39 @@ class ShuttingDown(FreeApiError):
     code = "shutting_down"
     label = "shutting_down"
     wording = "This instance is restarting. Please try again."
+
+
+# --- The money is spent ---------------------------------------------------------------------------
+
+
+class BudgetExhausted(FreeApiError):
+    """A cap has less left than the request may cost; ``retry_after_s`` is until it starts anew."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "budget_exhausted"
+    label = "budget_exhausted"
+    wording = (
+        "This request may cost up to ${cost}, and {whose} budget has less than that left. It "
+        "starts anew at {resets_at}."
+    )
+
+
+class BudgetBusy(CapacityExceeded):
+    """What is left of a cap is reserved by requests under way, most of which will cost less."""
+
+    blame = "gateway"
+    retry = "never"
+    label = "budget_busy"
+    wording = (
+        "What is left of {whose} budget is reserved by requests under way. Please try again later."
+    )
+
+
+class LedgerUnavailable(FreeApiError):
+    """Spending can't be written down at the moment, so nothing more may be spent."""
+
+    status = 503
+    code = "upstream_unavailable"
+    label = "ledger_unavailable"
+    wording = "This instance can't account for its spending at the moment. Please try again later."

@@ -19,6 +19,8 @@ import logging
 import os
 import re
 import select
+import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
@@ -53,17 +55,15 @@ def _event(level: Level, fields: str) -> Event:
 
 #: The closed list. ``model`` is a name from the table, never what a caller asked for.
 EVENTS: Final[dict[str, Event]] = {
-    "start": _event("info", "version pid upstreams models local"),
+    "start": _event("info", "version pid local"),
     "ready": _event("info", "host port duration_ms"),
-    "drain": _event("info", "streams limit_s"),
-    "stop": _event("info", "streams duration_ms dropped"),
-    "config_loaded": _event("info", "upstreams models warnings"),
-    "config_refused": _event("error", "problems"),
+    "admin_off": _event("warning", "port"),
+    "drain": _event("info", "limit_s"),
+    "stop": _event("info", "dropped"),
     "local_ready": _event("info", "duration_ms"),
-    "local_exit": _event("warning", "status wait_s tries"),
-    "upstream_failure": _event("warning", "upstream model status label tries wait_s"),
-    "key_state": _event("warning", "upstream tail state model wait_s"),
-    "one_caller": _event("warning", "percent requests"),
+    "local_exit": _event("warning", "status wait_s"),
+    "upstream_failure": _event("warning", "upstream status label tries wait_s"),
+    "one_caller": _event("warning", ""),
     "library": _event("warning", "logger severity"),
     "crash": _event("error", "where type cause frames"),
     "request": _event(
@@ -127,6 +127,15 @@ class Journal:
         """
         logging.basicConfig(handlers=[_Library(self)], level=logging.WARNING, force=True)
         logging.captureWarnings(True)
+
+    def capture_exceptions(self) -> None:
+        """Let an exception that nobody catches become a ``crash``: a traceback quotes its words.
+
+        For the process's start: it replaces the hooks of the interpreter and of threads.
+        """
+        sys.excepthook = lambda kind, error, traceback: self.crash("process", error)
+        sys.unraisablehook = lambda given: self.crash("finalizer", given.exc_value)
+        threading.excepthook = lambda given: self.crash("thread", given.exc_value)
 
     def _line(self, name: str, level: Level, fields: dict[str, Value]) -> None:
         texts = "".join([value for value in fields.values() if isinstance(value, str)])

@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._head_bytes = 0
         self._head_done = False
-        #: Fed for a message that is still without its whole head.
+        #: Fed for a message since its last byte of body, or without its whole head.
         self._waiting_bytes = 0
         self._expected_bytes = 0
         self._body: list[bytes] = []
@@ -126,8 +126,9 @@ class Connection(asyncio.Protocol):
         While it is owed an answer it counts as gone, as with nginx: a closed connection looks the
         same from here.
         """
-        if self._reply is not None:
-            self._lose()
+        is_owed = self._reply is not None
+        self._lose()
+        if is_owed:
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -210,6 +211,7 @@ class Connection(asyncio.Protocol):
         if self._body_length > self._server.limits.body_bytes_max:
             raise BodyTooLarge(limit=self._server.limits.body_bytes_max)
         self._body.append(body)
+        self._waiting_bytes = 0
 
     def on_message_complete(self) -> None:
         request = self._request
@@ -276,27 +278,35 @@ class Connection(asyncio.Protocol):
             self._unparsed = b""
         else:
             data, self._unparsed = data[:size], data[size:]
+        known_length = self._body_length
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Asked to change protocols, we stay with HTTP/1.1 (RFC 9110 section 7.8) and close
-            # after the answer, as what follows can't be known to be HTTP.
-            if self._ready:
-                self._ready[-1].keep_alive = False
-            self._unparsed = b""
+        except httptools.HttpParserUpgrade as offer:
+            self._decline_upgrade(data[offer.args[0] :])
         except httptools.HttpParserError as error:
             self._broken = _translated(error)
             self._unparsed = b""
         else:
-            if not self._ready and not self._head_done:
-                self._wait_for_head(len(data))
+            if not self._ready and not (self._head_done and self._body_length > known_length):
+                self._wait(len(data))
 
-    def _wait_for_head(self, fed_bytes: int) -> None:
-        """A head is incomplete: bound its time and its size.
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Stay with HTTP/1.1 (RFC 9110 section 7.8), and close after the answer.
 
-        The parser reports a header when it is whole; an endless one shows in the bytes fed.
+        The parser takes the head for the end of the message, as if there were no body (Java's
+        HttpClient offers h2c with each POST): read it once more, without the offer.
         """
-        if not self._waiting_bytes:
+        request = self._ready.pop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._unparsed = request.head_without_upgrade(self._target) + rest + self._unparsed
+
+    def _wait(self, fed_bytes: int) -> None:
+        """A head or the framing of a body is incomplete: bound its time and its size.
+
+        The parser reports a header, trailer or chunk extension when it is whole, if at all; an
+        endless one shows in the bytes fed.
+        """
+        if not self._waiting_bytes and not self._head_done:
             self.deadline_s = self._loop.time() + self._server.limits.head_s
         self._waiting_bytes += fed_bytes
         if self._waiting_bytes > 2 * wire.HEAD_BYTES_MAX:
@@ -311,9 +321,10 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._lingering:
             return
-        request = wire.Request(self.peer)
-        reply = Reply(self, request)
+        reply = Reply(self, wire.Request(self.peer))
         headers = b"content-type: application/json\r\n"
+        if error.retry_after_s is not None:
+            headers += b"retry-after: %d\r\n" % error.retry_after_s
         head = self.head(reply, error.status, headers)
         body = error.body()
         self.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
@@ -335,7 +346,8 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """For draining: nothing is being answered or received."""
-        if self._reply is None and not self._lingering:
+        is_receiving = self._head_done or self._waiting_bytes
+        if self._reply is None and not is_receiving and not self._lingering:
             self._close()
 
     # --- bytes out --------------------------------------------------------------------------------
@@ -381,6 +393,6 @@ def _translated(error: httptools.HttpParserError) -> FreeApiError:
         return cause
     if isinstance(error, httptools.HttpParserInvalidMethodError):
         return NotImplementedHttp(problem="its method is not one of HTTP's")
-    if "version" in str(error).lower():
+    if "HTTP version" in str(error):
         return HttpVersionNotSupported(problem="only HTTP/1.1 and HTTP/1.0 are spoken here")
     return BadHttp(problem="it is not valid HTTP/1.1")

@@ -27,8 +27,12 @@ EVENT_BYTES_MAX = 1_048_576
 USAGE_TAIL_BYTES = 4_096
 
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
-_NOTABLE = re.compile(rb'"(?:usage|error)"\s*:\s*[{"]')
-_EVENT_END = re.compile(rb"\r\n\r\n|\n\r\n|\r\n\n|\n\n|\r\r")
+#: Either key, with a value other than null.
+_NOTABLE = re.compile(rb'"(?:usage|error)"\s*:\s*[^\sn]')
+#: The last is a blank line whose ``\n`` is still to come (see _BLANK_LINES).
+_EVENT_END = re.compile(rb"\r\n\r\n|\n\r\n|\r\n\n|\n\n|\r\r|\n\r")
+#: No JSON has a line end where this wants it, whatever a model was made to say.
+_DONE = re.compile(rb"data: ?\[DONE\][\r\n]+\Z")
 #: Ends of a blank line. A ``\r\n`` may be cut in two: a stray ``\n`` between events means nothing.
 _BLANK_LINES = (b"\n\n", b"\n\r\n", b"\r\r", b"\n\r")
 _LONGEST_BLANK_LINE = 3
@@ -46,11 +50,17 @@ class _Record(msgspec.Struct):
 
     usage: Usage | None = None
     choices: list[msgspec.Raw] | None = None
-    error: msgspec.Raw | None = None
+
+
+class _ErrorRecord(msgspec.Struct):
+    """The same, for an event that may be an error and then have any other fields."""
+
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _decode_usage = msgspec.json.Decoder(Usage).decode
 _decode_record = msgspec.json.Decoder(_Record).decode
+_decode_error = msgspec.json.Decoder(_ErrorRecord).decode
 
 
 def find_usage(body: bytes) -> Usage | None:
@@ -91,7 +101,7 @@ class EventStream:
     @property
     def is_done(self) -> bool:
         """Whether ``[DONE]`` has passed, after which a cut takes nothing from the caller."""
-        return b"[DONE]" in self._last[-16:]
+        return _DONE.search(self._last[-32:]) is not None
 
     def feed(self, data: bytes) -> bytes:
         """Take what was read; returns what may go to the caller now, perhaps nothing."""
@@ -115,10 +125,8 @@ class EventStream:
     def _up_to_blank_line(self, data: bytes) -> bytes:
         """All complete events, the incomplete one being kept."""
         probe = self._tail + data
-        end = max(probe.rfind(blank) + len(blank) for blank in _BLANK_LINES)
-        if end < _LONGEST_BLANK_LINE - 1:  # every rfind said -1
-            end = 0
-        end -= len(self._tail)
+        found = [(probe.rfind(blank), len(blank)) for blank in _BLANK_LINES]
+        end = max((at + length for at, length in found if at >= 0), default=0) - len(self._tail)
         if end <= 0:
             self._held.append(data)
             self._held_bytes += len(data)
@@ -150,12 +158,13 @@ class EventStream:
         return b"".join(kept)
 
     def _judged(self, event: bytes) -> bytes:
+        data = _data(event)
         try:
-            record = _decode_record(_data(event))
+            if bytes(_decode_error(data).error) != b"null":
+                return error_event(UpstreamFailed())
+            record = _decode_record(data)
         except msgspec.DecodeError:
             return event
-        if record.error is not None and bytes(record.error) != b"null":
-            return error_event(UpstreamFailed())
         if record.usage is None:
             return event
         self.usage = record.usage

@@ -154,8 +154,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._fail(ClientGone())
 
     def pause_reading(self) -> None:
-        """Flow control: the caller doesn't keep up, which isn't the upstream's delay."""
-        if self._transport is not None and not self._paused:
+        """Flow control: the caller doesn't keep up, which isn't the upstream's delay.
+
+        After the exchange it does nothing: the next one's caller is another.
+        """
+        if self._transport is not None and self._sink is not None and not self._paused:
             self._paused = True
             self.deadline_s = self._final_s
             self._transport.pause_reading()
@@ -187,11 +190,9 @@ class UpstreamConnection(asyncio.Protocol):
             self.answered_s = now_s
         if not self._paused:
             self.deadline_s = min(now_s + self._pool.timeouts.idle_s, self._final_s)
-        if not self._status:
-            self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-            self._check_head_bytes()
+            self._check_head_bytes(len(data))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             cause = error.__cause__ or error.__context__
             self._fail(cause if isinstance(cause, FreeApiError) else UpstreamGarbage())
@@ -238,6 +239,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     # --- httptools' callbacks ---------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise UpstreamGarbage  # a second answer to one request
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._status:  # else a trailer, which nobody asked for
             self._headers[name.lower()] = value
@@ -265,13 +270,13 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._status:  # an interim answer (RFC 9110 section 15.2)
             self._headers = {}
             return
-        if self._complete:
-            raise UpstreamGarbage  # a second answer to one request
         self._complete = True
         self._closing = not self._parser.should_keep_alive()
 
-    def _check_head_bytes(self) -> None:
-        if not self._status and self._head_bytes > HEAD_BYTES_MAX:
+    def _check_head_bytes(self, fed_bytes: int) -> None:
+        """Bound what brings no body: an endless head, trailer or chunk extension."""
+        self._head_bytes = 0 if self._body else self._head_bytes + fed_bytes
+        if self._head_bytes > HEAD_BYTES_MAX:
             raise UpstreamGarbage
 
     # --- ends -------------------------------------------------------------------------------------

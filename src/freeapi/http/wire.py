@@ -40,6 +40,8 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SINGLE = frozenset(
     (b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding", b"expect")
 )
+#: Headers about changing the protocol; ``expect`` was met when they were read.
+_OFFERING = frozenset((b"connection", b"upgrade", b"expect"))
 #: reg-name, IPv4 or bracketed IPv6, and a port (RFC 3986 section 3.2.2, without userinfo).
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 #: What a field value may hold: visible characters, space, tab, obs-text (RFC 9110 section 5.5).
@@ -81,6 +83,14 @@ class Request:
             raise BadHttp(problem=f"the header {name.decode('ascii', 'replace')} is repeated")
         else:
             self.headers[name] = known + b", " + value
+
+    def head_without_upgrade(self, target: bytes) -> bytes:
+        """The head as it would be from a caller who offers no change of protocol."""
+        line = b"%b %b HTTP/1.%d\r\n" % (self.method, target, 0 if self.http10 else 1)
+        kept = [
+            b"%b: %b\r\n" % header for header in self.headers.items() if header[0] not in _OFFERING
+        ]
+        return line + b"".join(kept) + b"connection: close\r\n\r\n"
 
 
 def check_head(request: Request, target: bytes, version: str, body_bytes_max: int) -> int | None:

@@ -77,9 +77,10 @@ _RPM: Final = 3_500
 
 #: Served where no file lists models; the order is that of ``GET /v1/models``.
 #: The first five are the project's promise. OpenAI shut them down, so the cheapest model that
-#: still takes every field of theirs (``temperature`` above all) answers in their place; it goes
-#: on 2027-01-14. The rest are the cheapest chat models of 2026-11 that stay longer.
-#: Source: OpenAI, "Deprecations" and the model pages, read 2026-11.
+#: still takes every field of theirs (``temperature`` above all) answers in their place. The rest
+#: are the cheapest chat models of 2026-11. The two of generation 4 are shut down on 2027-01-14:
+#: ``gpt-6-luna`` follows, which takes ``temperature`` and tools only with ``reasoning_effort``
+#: ``none``. Source: OpenAI, "Deprecations" and the model pages; openai-python 3.54.0.
 BUILTIN: Final[tuple[BuiltinModel, ...]] = (
     BuiltinModel("gpt-3.5-turbo", "gpt-4o-mini", _RPM, 90_000),
     BuiltinModel("gpt-3.5-turbo-0301", "gpt-4o-mini", _RPM, 90_000),

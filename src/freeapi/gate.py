@@ -1,0 +1,99 @@
+"""Who is asking, and may they: the edge around ``policy.callers`` and ``policy.limits``.
+
+It brings what the decisions may not fetch themselves (the clocks, the system's parser of
+addresses, random secrets), and the buckets of the configured models. All of it is synchronous.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from freeapi.http.wire import Request
+from freeapi.journal import Journal
+from freeapi.policy.callers import Callers, SharedTagWatch, TokenTable
+from freeapi.policy.limits import DAY_S, Admission, CallerLimits, Limits, ModelBucket
+from freeapi.policy.models import ANY_MODEL, Model
+from freeapi.policy.payload import Prepared
+
+#: The prompt's tokens as reserved, in bytes of body each: OpenAI's rule of thumb for English. What
+#: the request really used is put right when its usage is known; money is bounded, not estimated.
+_BYTES_PER_TOKEN: Final = 4
+_SECRET_BYTES: Final = 32
+
+
+class Visitor(NamedTuple):
+    """A caller's tag of the day, and what it may do."""
+
+    caller: bytes
+    limits: CallerLimits
+
+
+class Gate:
+    """Identifies and admits. O(1) per request."""
+
+    def __init__(
+        self,
+        *,
+        limits: CallerLimits,
+        tokens: TokenTable | None,
+        proxy_hops: int,
+        models: Iterable[Model],
+        now: Callable[[], float],
+        journal: Journal,
+    ) -> None:
+        """``limits`` are every anonymous caller's; ``now`` gives monotonic seconds."""
+        self._defaults = limits
+        self._callers = Callers(
+            lambda: secrets.token_bytes(_SECRET_BYTES), parse_address, proxy_hops, tokens
+        )
+        self._limits = Limits()
+        self._buckets = {model.name: ModelBucket(model.rpm, model.tpm) for model in models}
+        self._now = now
+        self._journal = journal
+        # Behind proxies that are known, or with tokens, one busy tag is one busy caller.
+        self._watch = SharedTagWatch() if tokens is None and not proxy_hops else None
+
+    def identify(self, request: Request) -> Visitor:
+        """Whose request this is. Raises InvalidToken."""
+        day = int(time.time() // DAY_S)
+        headers = request.headers
+        known = self._callers.identify_token(headers.get(b"authorization"), day)
+        if known is not None:
+            return Visitor(*known)
+        forwarded_for = headers.get(b"x-forwarded-for")
+        caller = self._callers.identify(request.peer, forwarded_for, day)
+        if self._watch is not None and self._watch.saw(caller, self._now()):
+            self._journal.event("one_caller")
+        return Visitor(caller, self._defaults)
+
+    def admit(self, visitor: Visitor, prepared: Prepared) -> Admission:
+        """Reserve the request and its tokens, or raise and take nothing; see ``Limits.admit``."""
+        model = prepared.model
+        bucket = self._buckets.get(model.name) or self._buckets[ANY_MODEL]
+        return self._limits.admit(
+            visitor.caller,
+            visitor.limits,
+            bucket,
+            tokens_of(prepared),
+            self._now(),
+            time.time(),
+        )
+
+    def headers(self, visitor: Visitor) -> bytes:
+        """The caller's ``x-ratelimit-*`` lines, as of now."""
+        return self._limits.headers(visitor.caller, visitor.limits, self._now())
+
+
+def tokens_of(prepared: Prepared) -> int:
+    """What a request reserves of its caller's and its model's TPM."""
+    output_tokens = prepared.choices * prepared.output_tokens_max
+    return len(prepared.body) // _BYTES_PER_TOKEN + output_tokens
+
+
+def parse_address(text: str) -> bytes:
+    """An address's bytes, as the system reads it. Raises OSError or ValueError."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)

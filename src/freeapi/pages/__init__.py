@@ -1,0 +1,1 @@
+"""What a person or a monitor looks at: nothing here is part of the API."""

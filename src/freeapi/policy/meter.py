@@ -1,0 +1,261 @@
+"""One bucket of requests, one of tokens, and a day's count: the arithmetic of limits.
+
+What this is not: whose meter it is, what else must hold, and what to answer are ``limits``.
+
+Plan: a bucket is one number, the time at which it will be full again (GCRA). Taking moves that time
+later, the clock alone refills. A meter is small enough for a million of them: what it has to know
+only while requests are in flight is an object of its own, there only as long, and all meters that
+have counted as many requests on the same day share one object that says so.
+
+Invariants: no 60 s window admits more than limit + max(limit / 6, 1) requests, or more than
+2 x limit tokens, counted as what each request used in the end. What one uses beyond its
+reservation comes on top, as a debt that the next have to wait for. Giving back can't break this:
+see ``settle``.
+Source: token bucket, RFC 2697 section 3; GCRA, ITU-T I.371 annex A.
+"""
+
+from __future__ import annotations
+
+import math
+from math import ceil
+from typing import Final
+
+import msgspec
+
+#: "Per minute" in all limits.
+WINDOW_S: Final = 60.0
+#: RPM's burst is this part of the limit (DESIGN section 5): a minute's worth can't come at once.
+BURST_PARTS: Final = 6
+#: Seconds in a double are exact to 1e-8 for a century; 1e-6 s is a thousandth of a token at the
+#: default limits, and doesn't add up.
+SLACK_S: Final = 1e-6
+#: The same, in the whole requests and tokens that headers show.
+SLACK_SHOWN: Final = 0.01
+#: `off`, as a number to compare with: an int, since int against float costs twice as much.
+UNLIMITED: Final = 1 << 62
+#: Looked up rather than formatted: 0.1 us less for each of the two in every answer.
+_SECONDS: Final = tuple(f"{second}s" for second in range(60))
+
+
+class Rates:
+    """Requests and tokens per minute (None: no limit), and what follows, computed once.
+
+    A bucket holds time: a request or a token costs the seconds in which one is refilled.
+    """
+
+    __slots__ = (
+        "_requests_head",
+        "_requests_most",
+        "_tokens_head",
+        "_tokens_most",
+        "request_s",
+        "requests_room_s",
+        "rpm",
+        "token_s",
+        "tokens_room_s",
+        "tpm",
+        "tpm_max",
+    )
+
+    def __init__(self, rpm: int | None, tpm: int | None) -> None:
+        assert rpm is None or rpm >= 1
+        assert tpm is None or tpm >= 1
+        self.rpm: Final = rpm
+        self.tpm: Final = tpm
+        self.tpm_max: Final = tpm or UNLIMITED
+        self.request_s: Final = WINDOW_S / rpm if rpm else 0.0
+        self.token_s: Final = WINDOW_S / tpm if tpm else 0.0
+        burst = max((rpm or 0) / BURST_PARTS, 1.0)
+        #: How far from full a bucket may be: before a request, and with its tokens taken.
+        self.requests_room_s: Final = (burst - 1.0) * self.request_s + SLACK_S if rpm else math.inf
+        self.tokens_room_s: Final = WINDOW_S + SLACK_S if tpm else math.inf
+        self._requests_most: Final = burst + SLACK_SHOWN
+        self._tokens_most: Final = (tpm or 0) + SLACK_SHOWN
+        self._requests_head: Final = _header_head("requests", rpm)
+        self._tokens_head: Final = _header_head("tokens", tpm)
+
+    def headers(self, meter: Meter, now_s: float) -> bytes:
+        """The ``x-ratelimit-*`` lines, each ended by CRLF; none about what has no limit.
+
+        `limit` is per minute, `remaining` what would be let in at once, `reset` when all of it is.
+        """
+        lines = ""
+        if self.rpm is not None:
+            used_s = meter.requests_due_s - now_s
+            if used_s < 0.0:
+                used_s = 0.0
+            free = int(self._requests_most - used_s / self.request_s)
+            reset = duration(used_s)
+            lines = f"{self._requests_head}{free}\r\nx-ratelimit-reset-requests: {reset}\r\n"
+        if self.tpm is not None:
+            used_s = meter.tokens_due_s - now_s
+            if used_s < 0.0:
+                used_s = 0.0
+            free = int(self._tokens_most - used_s / self.token_s)
+            if free < 0:  # a debt
+                free = 0
+            reset = duration(used_s)
+            lines += f"{self._tokens_head}{free}\r\nx-ratelimit-reset-tokens: {reset}\r\n"
+        return lines.encode()
+
+
+class Flight(msgspec.Struct, gc=False):
+    """What a meter has to know only while requests are in flight."""
+
+    #: Requests taken since none was in flight; each remembers its own number.
+    begun: int
+    ended: int
+    #: The sum of what those in flight have reserved.
+    tokens: int
+    #: When the tokens would be full again if only ended requests had ever taken any.
+    ended_due_s: float
+
+
+class Tally(msgspec.Struct):
+    """So many requests on that day; one object for all who have sent as many.
+
+    A count of its own would say nothing of its day: then all would have to be reset at midnight,
+    which takes half a second for a million.
+    """
+
+    day: Day
+    count: int
+
+
+class Day:
+    """One UTC day: its end on the wall clock, and the tallies that it has needed."""
+
+    __slots__ = ("_tallies", "midnight_s")
+
+    def __init__(self, midnight_s: float) -> None:
+        self.midnight_s: Final = midnight_s
+        self._tallies: Final = [Tally(self, 0)]
+
+    def tally(self, count: int) -> Tally:
+        """The tally of so many requests, at most one more than any before. O(1)."""
+        assert 0 <= count <= len(self._tallies)
+        if count == len(self._tallies):
+            self._tallies.append(Tally(self, count))
+        return self._tallies[count]
+
+
+class Meter(msgspec.Struct, gc=False):
+    """The two buckets of one caller or one model, and the caller's count for the day.
+
+    Out of the garbage collector's sight (there are no cycles): it would pause for a million of them.
+    """
+
+    requests_due_s: float = 0.0
+    tokens_due_s: float = 0.0
+    flight: Flight | None = None
+    tally: Tally | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests between `take` and `settle` or `cancel`."""
+        return 0 if self.flight is None else self.flight.begun - self.flight.ended
+
+    def requests_on(self, day: Day) -> int:
+        """Requests counted on that day."""
+        tally = self.tally
+        return tally.count if tally is not None and tally.day is day else 0
+
+    def is_forgettable(self, now_s: float, day: Day) -> bool:
+        """Whether a new meter would be just the same."""
+        due_s = max(self.requests_due_s, self.tokens_due_s)
+        return due_s <= now_s and self.flight is None and not self.requests_on(day)
+
+    def admits(self, rates: Rates, tokens: int, now_s: float) -> bool:
+        """Whether one request of so many tokens fits at this moment."""
+        return (
+            self.requests_due_s - now_s <= rates.requests_room_s
+            and self.tokens_due_s - now_s + tokens * rates.token_s <= rates.tokens_room_s
+            and tokens <= rates.tpm_max
+        )
+
+    def waits_s(self, rates: Rates, tokens: int, now_s: float) -> tuple[float, float]:
+        """Seconds until the request, and until its tokens, would fit; up to 0.0: they do."""
+        return (
+            self.requests_due_s - now_s - rates.requests_room_s,
+            self.tokens_due_s - now_s + tokens * rates.token_s - rates.tokens_room_s,
+        )
+
+    def take(self, rates: Rates, tokens: int, now_s: float) -> int:
+        """Take one request and its tokens; the result is its number, for `cancel`."""
+        due_s = self.requests_due_s
+        self.requests_due_s = (due_s if due_s > now_s else now_s) + rates.request_s
+        due_s = self.tokens_due_s
+        if due_s < now_s:
+            due_s = now_s
+        self.tokens_due_s = due_s + tokens * rates.token_s
+        flight = self.flight
+        if flight is None:
+            self.flight = Flight(1, 0, tokens, due_s)
+            return 1
+        flight.tokens += tokens
+        flight.begun = number = flight.begun + 1
+        return number
+
+    def settle(self, rates: Rates, reserved: int, used: int, now_s: float) -> None:
+        """End a request that reserved and used so many tokens.
+
+        What is left over can't simply be put back: the clock went on refilling, and had the
+        request taken less to begin with, a full bucket would have wasted some of that refill. Two
+        bounds are safe. One gives nothing back. The other charges each request only when it ends,
+        and holds the whole reservation of those that haven't: the later a charge the more is
+        wasted, so this bucket is never fuller than the truth. The fuller of the two counts.
+        """
+        flight = self.flight
+        assert flight is not None, "settled more often than taken"
+        due_s = self.tokens_due_s
+        if used > reserved:
+            due_s = (due_s if due_s > now_s else now_s) + (used - reserved) * rates.token_s
+        ended_s = flight.ended_due_s
+        ended_s = (ended_s if ended_s > now_s else now_s) + used * rates.token_s
+        ended = flight.ended + 1
+        if ended == flight.begun:
+            self.tokens_due_s = due_s if due_s < ended_s else ended_s
+            self.flight = None
+            return
+        flight.ended = ended
+        flight.tokens = held = flight.tokens - reserved
+        assert held >= 0
+        flight.ended_due_s = ended_s
+        safe_s = ended_s + held * rates.token_s
+        self.tokens_due_s = due_s if due_s < safe_s else safe_s
+
+    def cancel(self, rates: Rates, reserved: int, number: int, now_s: float) -> None:
+        """End a request that was never sent, as if it had never been taken.
+
+        Those taken after it keep their places in full: of its own place comes back what the clock
+        can't have refilled and wasted since.
+        """
+        assert self.flight is not None, "cancelled more often than taken"
+        later_s = (self.flight.begun - number) * rates.request_s
+        left_s = self.requests_due_s - now_s - later_s
+        self.requests_due_s -= min(max(left_s, 0.0), rates.request_s)
+        self.settle(rates, reserved, 0, now_s)
+
+
+def duration(seconds: float) -> str:
+    """In OpenAI's spelling, rounded up: ``12ms``, ``1s``, ``6m0s``. O(1).
+
+    >>> duration(0.0), duration(0.0115), duration(0.9999), duration(360.0), duration(3599.5)
+    ('0s', '12ms', '1s', '6m0s', '1h0m0s')
+    """
+    if 0.999 < seconds <= 59.0:
+        return _SECONDS[ceil(seconds)]
+    if seconds <= 0.0:
+        return "0s"
+    if seconds < 1.0:
+        return f"{ceil(seconds * 1000.0)}ms"
+    minutes, whole = divmod(ceil(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{whole}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{whole}s"
+
+
+def _header_head(what: str, limit: int | None) -> str:
+    """The lines about requests or tokens, up to the first number that changes."""
+    return f"x-ratelimit-limit-{what}: {limit}\r\nx-ratelimit-remaining-{what}: "

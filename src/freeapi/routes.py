@@ -1,0 +1,177 @@
+"""Which path is answered by what: the public port's map.
+
+Everything that needs no upstream is answered here, in the same call. Every route of the API is
+served with and without ``/v1``, since people set base URLs both ways. What OpenAI has and a shared
+account can't offer (it would show one caller's data to another) is a 404 that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from freeapi.errors import FreeApiError, MethodNotAllowed, ModelNotFound, RouteNotFound
+from freeapi.http.reply import Reply
+from freeapi.http.wire import Request
+from freeapi.journal import Journal
+from freeapi.policy.models import ModelTable
+
+Answer = Callable[[Request, Reply], None]
+
+JSON: Final = b"content-type: application/json\r\n"
+#: On every answer, so that a web page may call us and read our headers. No credentials: a key is
+#: not needed. Source: WHATWG Fetch, section 3.2 "CORS protocol".
+COMMON_HEADERS: Final = b"access-control-allow-origin: *\r\naccess-control-expose-headers: *\r\n"
+#: ``*`` doesn't cover Authorization (Fetch, section 4.8, "CORS-preflight fetch").
+_PREFLIGHT: Final = (
+    b"access-control-allow-methods: GET, HEAD, POST, OPTIONS\r\n"
+    b"access-control-allow-headers: authorization, content-type, *\r\n"
+    b"access-control-max-age: 86400\r\n"
+)
+_STATELESS: Final = (
+    "This instance keeps nothing between requests: on an account shared by strangers it would show "
+    "one caller's data to another."
+)
+#: OpenAI's stateful collections, for the hint in their 404.
+_STATEFUL: Final = frozenset(
+    [
+        "assistants",
+        "batches",
+        "chat",
+        "containers",
+        "conversations",
+        "evals",
+        "files",
+        "fine_tuning",
+        "organization",
+        "realtime",
+        "responses",
+        "skills",
+        "threads",
+        "uploads",
+        "vector_stores",
+        "videos",
+    ]
+)
+_UNKNOWN: Final = "This instance serves POST /v1/chat/completions and GET /v1/models."
+_PATH_SHOWN_MAX: Final = 100
+#: openai-node ignores a longer ``retry-after`` and hammers instead, unless told to give up.
+RETRY_WAIT_MAX_S: Final = 60.0
+_GIVE_UP: Final = b"x-should-retry: false\r\n"
+
+
+class Routes:
+    """The application of the public port. O(1) per request."""
+
+    def __init__(
+        self, chat: Answer, models: ModelTable, is_ready: Callable[[], bool], journal: Journal
+    ) -> None:
+        self._models = models
+        self._is_ready = is_ready
+        self._journal = journal
+        self._api: dict[bytes, dict[bytes, Answer]] = {
+            b"/chat/completions": {b"POST": chat},
+            b"/models": {b"GET": self._list_models},
+        }
+        self._site: dict[bytes, dict[bytes, Answer]] = {
+            b"/healthz": {b"GET": self._health},
+            b"/readyz": {b"GET": self._readiness},
+        }
+        # The paths of nearly all traffic are found by one look-up.
+        self._paths = {
+            **{prefix + path: by for path, by in self._api.items() for prefix in (b"", b"/v1")},
+            **self._site,
+        }
+
+    def __call__(self, request: Request, reply: Reply) -> None:
+        """Answer, or hand over to what will. Never raises."""
+        try:
+            self._find(request)(request, reply)
+        except FreeApiError as error:
+            refuse(reply, error)
+        except Exception as error:  # the boundary of one request: a bug of ours ends only this one
+            self._journal.crash("routes", error)
+            refuse(reply, FreeApiError())
+
+    def _find(self, request: Request) -> Answer:
+        methods = self._paths.get(request.path)
+        answer = None if methods is None else methods.get(request.method)
+        return self._find_rare(request, methods) if answer is None else answer
+
+    def _find_rare(self, request: Request, methods: dict[bytes, Answer] | None) -> Answer:
+        if request.method == b"OPTIONS":
+            return self._preflight
+        if methods is None and _in_api(request.path).startswith(b"/models/"):
+            methods = {b"GET": self._show_model}
+        method = b"GET" if request.method == b"HEAD" else request.method
+        if methods is None or (method == b"GET" and _in_api(request.path) == b"/chat/completions"):
+            raise _not_found(request)
+        if method not in methods:
+            allow = ", ".join(name.decode() for name in (*methods, b"OPTIONS"))
+            raise MethodNotAllowed(
+                method=request.method.decode(), path=_shown(request.path), allow=allow
+            )
+        return methods[method]
+
+    def _list_models(self, request: Request, reply: Reply) -> None:
+        reply.send(200, JSON, self._models.listing)
+
+    def _show_model(self, request: Request, reply: Reply) -> None:
+        name = unquote_to_bytes(_in_api(request.path)[len(b"/models/") :])
+        try:
+            body = self._models.entry(name.decode())
+        except UnicodeDecodeError:
+            raise ModelNotFound(param="model", model="(not a model name)") from None
+        reply.send(200, JSON, body)
+
+    def _health(self, request: Request, reply: Reply) -> None:
+        reply.send(200, JSON, b'{"status":"ok"}')
+
+    def _readiness(self, request: Request, reply: Reply) -> None:
+        if self._is_ready():
+            reply.send(200, JSON, b'{"status":"ready"}')
+        else:
+            reply.send(503, JSON, b'{"status":"not ready"}')
+
+    def _preflight(self, request: Request, reply: Reply) -> None:
+        reply.send(204, _PREFLIGHT, b"")
+
+
+def refuse(reply: Reply, error: FreeApiError, headers: bytes = b"") -> None:
+    """Answer with an error in OpenAI's shape and the headers that its SDKs obey.
+
+    ``retry-after`` in whole seconds, rounded up, is for everybody; ``retry-after-ms`` and
+    ``x-should-retry`` are read by OpenAI's own SDKs. Source: openai-python, ``_base_client.py``.
+    """
+    headers += JSON
+    if error.retry_after_s is not None:
+        wait_ms = max(1, int(error.retry_after_s * 1_000))
+        headers += b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (-(-wait_ms // 1_000), wait_ms)
+        if error.retry_after_s > RETRY_WAIT_MAX_S:
+            headers += _GIVE_UP
+    elif error.should_retry is False:
+        headers += _GIVE_UP
+    if isinstance(error, MethodNotAllowed):
+        headers += b"allow: %b\r\n" % str(error.facts["allow"]).encode()
+    reply.send(error.status, headers, error.body())
+
+
+def _in_api(path: bytes) -> bytes:
+    """The path without ``/v1``."""
+    return path[3:] if path.startswith(b"/v1/") else path
+
+
+def _not_found(request: Request) -> RouteNotFound:
+    collection = _in_api(request.path).split(b"/")[1:2]
+    is_stateful = bool(collection) and collection[0].decode("latin-1") in _STATEFUL
+    return RouteNotFound(
+        method=request.method.decode(),
+        path=_shown(request.path),
+        hint=_STATELESS if is_stateful else _UNKNOWN,
+    )
+
+
+def _shown(path: bytes) -> str:
+    """A path as it may stand in a message to the one who sent it."""
+    return path[:_PATH_SHOWN_MAX].decode("ascii", "replace")
