@@ -1,15 +1,17 @@
-// Runs one scenario of the OpenAI SDK for Node against a gateway and prints what came of it.
+// Runs scenarios of the OpenAI SDK for Node against a gateway and prints what came of each, as JSON
+// on a line of its own.
 //
-// usage: node sdk.mjs BASE_URL SCENARIO
+// usage: node sdk.mjs BASE_URL SCENARIO...
 //
-// It asserts nothing: tests/promises/test_sdk_node.py compares the printed JSON. The scenarios are
+// It asserts nothing: tests/promises/test_sdk_node.py compares what is printed. The scenarios are
 // the same as those of the Python SDK's tests, and use the SDK as its own README does.
 
 import OpenAI from "openai";
 
-const [baseURL, scenario] = process.argv.slice(2);
+const [baseURL, ...chosen] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, apiKey: "sk-free-api", maxRetries: 0, timeout: 30_000 });
-const asked = { model: "gpt-3.5-turbo", messages: [{ role: "user", content: "你好 🦙" }] };
+const messages = [{ role: "user", content: "你好 🦙" }];
+const asked = { model: "gpt-3.5-turbo", max_tokens: 16, messages };
 
 async function collect(stream) {
   let text = "";
@@ -86,7 +88,8 @@ const scenarios = {
   },
 };
 
-console.log(JSON.stringify(await scenarios[scenario]()));
-// `leave` must hold the process open: the upstream has to see the stream's end, not the process's.
-if (scenario === "leave") await new Promise((resolve) => process.stdin.once("data", resolve));
+for (const name of chosen) console.log(JSON.stringify(await scenarios[name]()));
+// The process stays until it is told to go: what upstream sees must be the end of a stream, not of
+// the process.
+await new Promise((resolve) => process.stdin.once("data", resolve));
 process.exit(0);

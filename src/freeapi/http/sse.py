@@ -117,10 +117,10 @@ class EventStream:
         return whole
 
     def rest(self) -> bytes:
-        """The incomplete event at a proper end of the stream: passed on as it is."""
+        """The incomplete event at a proper end of the stream: treated as if it were whole."""
         held = b"".join(self._held)
         self._held.clear()
-        return held
+        return self._judged(held) if _NOTABLE.search(held) else held
 
     def _up_to_blank_line(self, data: bytes) -> bytes:
         """All complete events, the incomplete one being kept."""

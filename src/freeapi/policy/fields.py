@@ -21,12 +21,16 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 from msgspec import Raw
 
-from freeapi.errors import UnsupportedParameter
+from freeapi.errors import InvalidValue, UnsupportedParameter
 
 #: Adjustments named in ``x-freeapi-adjusted``; the rest are a number. Source: DESIGN section 2.
 NAMED_MAX: Final = 8
 #: Characters of an unknown field's name that are said back; OpenAI's longest name has 22.
 SHOWN_NAME_MAX: Final = 64
+
+#: Names in an object that needs a second look, or else a body of 1 MB could make us go through
+#: 100,000 of them; OpenAI's largest object has about 40.
+FIELDS_MAX: Final = 100
 
 #: An object of the request: name to Raw as it came, or to what is sent in its place.
 Fields = dict[str, Any]
@@ -143,7 +147,7 @@ class Changes(msgspec.Struct):
         if len(name) <= SHOWN_NAME_MAX and name.isascii() and name.isprintable():
             raise UnsupportedParameter(param=path + name, problem="there is no such field")
         problem = "it has an unknown field, whose name cannot be shown"
-        raise UnsupportedParameter(param=path.rstrip(".") or "body", problem=problem)
+        raise UnsupportedParameter(param=_owner(path), problem=problem)
 
     def header(self) -> bytes:
         """At most NAMED_MAX names, then how many more there were; empty if nothing was done."""
@@ -155,6 +159,11 @@ class Changes(msgspec.Struct):
         return ", ".join(shown).encode("ascii")
 
 
+def _owner(path: str) -> str:
+    """The object that the path leads into, as errors name it."""
+    return path.rstrip(".") or "body"
+
+
 def kept(rules: Mapping[str, Rule]) -> frozenset[str]:
     """The names that ``apply`` leaves in place."""
     return frozenset(name for name, rule in rules.items() if rule.action in {"pass", "check"})
@@ -163,8 +172,12 @@ def kept(rules: Mapping[str, Rule]) -> frozenset[str]:
 def apply(rules: Mapping[str, Rule], fields: Fields, changes: Changes, path: str) -> None:
     """Take out what may not pass; ``path`` leads to this object in messages, with its dot.
 
-    Raises UnsupportedParameter. O(fields); callers skip it where all names are ``kept``.
+    Raises UnsupportedParameter, and InvalidValue where there are more than FIELDS_MAX.
+    O(fields); callers skip it where all names are ``kept``.
     """
+    if len(fields) > FIELDS_MAX:
+        problem = f"there can be at most {FIELDS_MAX} fields"
+        raise InvalidValue(param=_owner(path), problem=problem)
     for name in list(fields):
         rule = rules.get(name)
         if rule is not None and rule.action in {"pass", "check"}:

@@ -127,13 +127,6 @@ class _Upstream:
                     break
         return best
 
-    def take_turn(self, key: Key) -> None:
-        """Put the key behind the others."""
-        keys = self.keys_by_turn
-        if keys[-1] is not key:
-            keys.remove(key)
-            keys.append(key)
-
 
 class Lease:
     """The guard of one request with one key; ``release`` may be called any number of times."""
@@ -181,7 +174,7 @@ class Lease:
 class KeyPool:
     """All keys of all upstreams.
 
-    A lease with its report costs 1 µs for ten keys and is O(keys) in their number; ``chance``
+    A lease with its report costs 1.5 µs for up to ten keys, its release 0.3 µs; O(keys). ``chance``
     returns a random number in 0 to 1.
     """
 
@@ -312,7 +305,10 @@ class KeyPool:
         Source: start-time fair queueing, Goyal et al., SIGCOMM 1996.
         """
         upstream = key._upstream
-        upstream.take_turn(key)
+        keys = upstream.keys_by_turn
+        if keys[-1] is not key:
+            keys.remove(key)
+            keys.append(key)
         if upstream.turn > self._turn:
             self._turn = upstream.turn
         upstream.turn = self._turn + 1 / upstream.share

@@ -39,6 +39,8 @@ from freeapi.policy.models import Model, ModelTable
 
 #: Messages in a request. OpenAI publishes no limit; each costs the event loop about 1 µs.
 MESSAGES_MAX: Final = 2_048
+#: Parts of one message's content, for the same reason.
+PARTS_MAX: Final = 2_048
 #: Tools and legacy functions in a request. Source: OpenAI API reference, ``tools``.
 TOOLS_MAX: Final = 128
 
@@ -133,7 +135,7 @@ def prepare_chat(body: bytes, table: ModelTable, rules: Rules) -> Prepared:
     """The body of ``POST /v1/chat/completions`` as it may be sent.
 
     Raises InvalidJson, InvalidValue, UnsupportedParameter, ModelNotFound: nothing was taken yet.
-    O(bytes): about 5 µs for a short chat.
+    O(bytes): about 6 µs for a short chat, of which msgspec takes 3.5.
     """
     try:
         return _prepare_chat(body, table, rules)
@@ -294,6 +296,8 @@ def _check_message(message: Fields, path: str, changes: Changes) -> None:
 
 
 def _check_parts(parts: list[Fields], path: str, changes: Changes) -> None:
+    if len(parts) > PARTS_MAX:
+        raise InvalidValue(param=path, problem=f"there can be at most {PARTS_MAX} parts")
     for index, part in enumerate(parts):
         if not part.keys() <= _PART_KEPT:
             apply(PART_FIELDS, part, changes, f"{path}[{index}].")

@@ -1,0 +1,214 @@
+"""One answer from the upstream to the caller: kept or passed on, refused, cut.
+
+The caller's side is a real connection; the upstream's side is played by calling the relay as
+``UpstreamConnection`` does, one call a read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from freeapi.errors import UpstreamCut, UpstreamGarbage
+from freeapi.http.relay import COLLECT_BYTES_MAX, ERROR_BYTES_MAX, Relay
+from freeapi.http.sse import Usage, error_event
+from tests.http.conftest import Site, StartSite, hold, until
+from tests.raw_client import Answer, Caller, request
+from tests.scripted_upstream import DONE, chat_json, delta, usage_event
+
+JSON = {b"content-type": b"application/json"}
+SSE = {b"content-type": b"text/event-stream; charset=utf-8"}
+OURS = b"x-freeapi-adjusted: max_tokens=1\r\n"
+LEAK = {b"openai-organization": b"org-canary", b"set-cookie": b"canary=1"}
+
+
+class Asked:
+    """A caller who has asked, and the relay for the answer."""
+
+    def __init__(self, site: Site, caller: Caller) -> None:
+        self.site = site
+        self.caller = caller
+        self.relay = Relay(site.calls[0][1], OURS, hides_usage=True)
+
+    def read(self, *pieces: bytes) -> None:
+        """As many reads of the body."""
+        for piece in pieces:
+            self.relay.on_data(piece)
+
+
+@pytest.fixture
+async def asked(start_site: StartSite) -> AsyncIterator[Asked]:
+    """One request under way."""
+    site = await start_site(hold)
+    async with site.caller() as caller:
+        await caller.send(request("POST", "/v1", body=b"{}"))
+        await site.reply()
+        yield Asked(site, caller)
+
+
+async def test_json_is_sent_whole_when_it_is_whole(asked: Asked) -> None:
+    """Nothing goes out before the end; then one answer with its length, and the usage is known."""
+    body = chat_json("hello", 3, 4)
+    asked.relay.on_head(200, JSON | LEAK)
+    asked.read(body[:50], body[50:])
+    assert not asked.relay.started
+    asked.relay.on_end()
+    assert asked.relay.started
+    answer = await asked.caller.answer()
+    assert answer.body == body
+    assert answer.header("content-length") == str(len(body))
+    assert asked.relay.usage == Usage(prompt_tokens=3, completion_tokens=4)
+
+
+async def test_only_our_headers_and_the_type_go_down(asked: Asked) -> None:
+    """Of the upstream's head the caller sees the status and the content type."""
+    asked.relay.on_head(201, {b"content-type": b"text/x"} | LEAK)
+    asked.relay.on_end()
+    answer = await asked.caller.answer()
+    assert answer.status == 201
+    names = {name for name, _ in answer.headers}
+    ours = {"date", "server", "x-request-id", "x-freeapi-adjusted"}
+    assert names == ours | {"content-type", "content-length"}
+    assert answer.header("content-type") == "text/x"
+
+
+@pytest.mark.parametrize("has_length", [True, False])
+async def test_long_json_is_passed_on(asked: Asked, has_length: bool) -> None:
+    """Over the bound it goes out read by read, nothing is kept, and the usage is still found."""
+    body = chat_json("a" * (COLLECT_BYTES_MAX + 100_000), 3, 4)
+    pieces = [body[i : i + 65_536] for i in range(0, len(body), 65_536)]
+    length = {b"content-length": b"%d" % len(body)} if has_length else {}
+    asked.relay.on_head(200, JSON | length)
+    assert asked.relay.started == has_length
+    asked.read(*pieces[:-1])
+    assert asked.relay.started
+    assert len(asked.relay.error_body) < 10_000
+    asked.read(pieces[-1][:20], pieces[-1][20:])
+    asked.relay.on_end()
+    answer = await asked.caller.answer()
+    assert (answer.body, answer.complete) == (body, True)
+    assert (answer.header("content-length") is not None) == has_length
+    assert asked.relay.usage == Usage(prompt_tokens=3, completion_tokens=4)
+
+
+async def test_json_at_the_bound_is_kept(asked: Asked) -> None:
+    """A body of exactly the bound is sent whole."""
+    asked.relay.on_head(200, JSON | {b"content-length": b"%d" % COLLECT_BYTES_MAX})
+    asked.read(b"a" * COLLECT_BYTES_MAX)
+    assert not asked.relay.started
+    asked.relay.on_end()
+    assert len((await asked.caller.answer()).body) == COLLECT_BYTES_MAX
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {b"content-encoding": b"gzip"},
+        {b"content-encoding": b"identity, br"},
+        {b"content-type": b"Text/HTML; charset=utf-8"},
+    ],
+)
+async def test_what_can_be_no_answer_is_refused(asked: Asked, headers: dict[bytes, bytes]) -> None:
+    """An encoding that we didn't ask for, or a web page, in place of an answer."""
+    with pytest.raises(UpstreamGarbage):
+        asked.relay.on_head(200, JSON | headers)
+    assert not asked.relay.started
+
+
+async def test_identity_is_no_encoding(asked: Asked) -> None:
+    """Some servers say that they did nothing."""
+    asked.relay.on_head(200, JSON | {b"content-encoding": b"Identity"})
+    asked.relay.on_end()
+    assert (await asked.caller.answer()).status == 200
+
+
+async def test_missing_type_is_json(asked: Asked) -> None:
+    """An upstream that names no type is taken for JSON."""
+    asked.relay.on_head(200, {})
+    asked.relay.on_end()
+    assert (await asked.caller.answer()).header("content-type") == "application/json"
+
+
+@pytest.mark.parametrize("status", [304, 400, 401, 429, 500])
+async def test_error_is_kept_for_the_proxy(asked: Asked, status: int) -> None:
+    """The caller sees nothing of it; a page or an encoding is no reason to fail here."""
+    asked.relay.on_head(status, {b"content-type": b"text/html", b"content-encoding": b"gzip"})
+    asked.read(b"sk-", b"canary")
+    asked.relay.on_end()
+    assert (asked.relay.status, asked.relay.error_body) == (status, b"sk-canary")
+    assert not asked.relay.started
+    assert asked.site.calls[0][1].status == 0
+
+
+async def test_error_body_is_bounded(asked: Asked) -> None:
+    """However much an upstream says about an error, a little is kept."""
+    asked.relay.on_head(500, {})
+    asked.read(*[b"a" * 30_000] * 100)
+    assert 0 < len(asked.relay.error_body) <= ERROR_BYTES_MAX
+
+
+async def streamed(asked: Asked, *pieces: bytes) -> Answer:
+    """Begin a stream; returns the caller's answer when it has the first piece."""
+    asked.relay.on_head(200, SSE | {b"content-length": b"9"})
+    asked.read(*pieces)
+    answer = await asked.caller.head()
+    await asked.caller.piece(answer)
+    return answer
+
+
+async def test_each_read_of_a_stream_is_on_its_way_at_once(asked: Asked) -> None:
+    """An event is received before the next is read from the upstream; the usage is held back."""
+    answer = await streamed(asked, delta("a"))
+    assert answer.body == delta("a")
+    assert answer.header("cache-control") == "no-cache"
+    assert answer.header("transfer-encoding") == "chunked"
+    assert answer.header("x-freeapi-adjusted") == "max_tokens=1"
+    asked.read(delta("b"))
+    assert await asked.caller.piece(answer) == delta("b")
+    asked.read(usage_event(3, 4), DONE)
+    asked.relay.on_end()
+    assert await asked.caller.piece(answer) == DONE
+    assert await asked.caller.piece(answer) == b""
+    assert answer.complete
+    assert asked.relay.usage == Usage(prompt_tokens=3, completion_tokens=4)
+
+
+async def test_stream_that_ends_within_an_event_is_passed_on(asked: Asked) -> None:
+    """A proper end in HTTP is believed, whatever is missing in the events."""
+    answer = await streamed(asked, delta("a"), b"data: b")
+    asked.relay.on_end()
+    assert await asked.caller.piece(answer) == b"data: b"
+    assert await asked.caller.piece(answer) == b""
+    assert answer.complete
+
+
+async def test_cut_stream_ends_with_an_error_event(asked: Asked) -> None:
+    """The broken event is dropped, the error told, the connection closed without ``[DONE]``."""
+    answer = await streamed(asked, delta("a") + b'data: {"bro')
+    asked.relay.fail(UpstreamCut())
+    while await asked.caller.piece(answer):
+        pass
+    assert answer.body == delta("a") + error_event(UpstreamCut())
+    assert await asked.caller.closed() == b""
+
+
+async def test_stream_cut_after_its_end_is_whole(asked: Asked) -> None:
+    """When ``[DONE]`` has passed, a cut is no error to the caller."""
+    answer = await streamed(asked, delta("a") + usage_event(3, 4) + DONE)
+    asked.relay.fail(UpstreamCut())
+    assert await asked.caller.piece(answer) == b""
+    assert (answer.body, answer.complete) == (delta("a") + DONE, True)
+    assert asked.relay.usage == Usage(prompt_tokens=3, completion_tokens=4)
+
+
+async def test_cut_body_is_cut_for_the_caller_too(asked: Asked) -> None:
+    """A long JSON body that can't be completed ends before its length says so."""
+    asked.relay.on_head(200, JSON | {b"content-length": b"2000000"})
+    asked.read(b"a" * 1_000)
+    answer = await asked.caller.head()
+    await asked.caller.receive_until(answer, b"a" * 1_000)
+    asked.relay.fail(UpstreamCut())
+    assert await asked.caller.piece(answer) == b""
+    assert not answer.complete
+    await until(lambda: not asked.site.connections)
