@@ -12,6 +12,7 @@ for the one case of a reused idle connection that died without a byte.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -30,10 +31,10 @@ from freeapi.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from freeapi.http.pool import UpstreamPool
 from freeapi.http.relay import Relay
 from freeapi.http.reply import Reply
 from freeapi.http.sse import Usage
-from freeapi.http.upstream import UpstreamPool
 from freeapi.journal import Journal
 from freeapi.policy import failures
 from freeapi.policy.failures import Failure
@@ -133,19 +134,21 @@ class Dispatcher:
         self._now = now
         self._journal = journal
 
-    async def deliver(self, delivery: Delivery) -> None:
+    async def deliver(self, delivery: Delivery, lease: Lease) -> None:
         """Send until the caller has an answer, the upstream's own or one cut short.
 
-        Raises FreeApiError if there is none to be had; then nothing has reached the caller.
+        ``lease`` is the first try's. Raises FreeApiError if there is no answer to be had; then
+        nothing has reached the caller.
         """
-        failure: Failure | None = None
-        while True:
-            with self._lease(delivery, failure) as lease:
+        while not delivery.reply.is_gone:
+            with lease:
                 failure = await self._try(delivery, lease)
             if failure is None:
                 return
+            lease = self._lease(delivery, failure)
+        raise ClientGone
 
-    def _lease(self, delivery: Delivery, failure: Failure | None) -> Lease:
+    def _lease(self, delivery: Delivery, failure: Failure) -> Lease:
         """A key for the next try; where none is left, the reason why the last one failed.
 
         Raises CapacityExceeded, UpstreamRefused, or that reason.
@@ -156,7 +159,7 @@ class Dispatcher:
                 model.upstream_model, model.upstreams, self._now(), delivery.tried
             )
         except (CapacityExceeded, UpstreamRefused) as none_left:
-            if failure is None or failure.error in (CapacityExceeded, UpstreamRefused):
+            if failure.error in (CapacityExceeded, UpstreamRefused):
                 raise
             assert failure.error is not None, "the caller's own mistakes are not tried again"
             raise failure.error from none_left
@@ -216,7 +219,7 @@ class Dispatcher:
             connection = await account.pool.connect()
         was_reused = connection.reused
         reply, prepared = delivery.reply, delivery.prepared
-        cancel, reply.on_gone = reply.on_gone, connection.abandon
+        cancel, reply.on_gone = reply.on_gone, functools.partial(connection.abandon, relay)
         reply.source = connection
         try:
             await connection.exchange(

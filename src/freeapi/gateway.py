@@ -27,8 +27,8 @@ from freeapi.config import Config, Upstream
 from freeapi.dispatch import Account, Dispatcher
 from freeapi.gate import Gate
 from freeapi.http.deadlines import Deadlines
+from freeapi.http.pool import Origin, Timeouts, UpstreamPool
 from freeapi.http.server import Server, ServerLimits
-from freeapi.http.upstream import Origin, Timeouts, UpstreamPool
 from freeapi.journal import Journal
 from freeapi.local import LocalModel, LocalModelError
 from freeapi.pages.admin import AdminPages, is_loopback
@@ -38,6 +38,7 @@ from freeapi.policy.models import ModelTable
 from freeapi.policy.payload import Rules
 from freeapi.proxy import Proxy
 from freeapi.routes import COMMON_HEADERS, Routes
+from freeapi.scheduler import Scheduler
 
 #: The embedded model among the upstreams' names.
 LOCAL = "local"
@@ -100,8 +101,10 @@ class Gateway:
         self._pools = _pools(config, local, self._deadlines)
         keys = KeyPool(_upstream_keys(config), random.SystemRandom().random)
         models = ModelTable(config.models, created=int(time.time()))
+        gate = _gate(config, journal, now)
         proxy = Proxy(
-            gate=_gate(config, journal, now),
+            gate=gate,
+            scheduler=Scheduler(gate, keys, config.queue_s),
             models=models,
             rules=Rules(n_max=config.policy.n_max, unknown_fields=config.policy.unknown_fields),
             dispatcher=Dispatcher(keys, _accounts(config, self._pools), now, journal),

@@ -11,27 +11,27 @@ import asyncio
 
 from freeapi.dispatch import Delivery, Dispatcher
 from freeapi.errors import ClientGone, FreeApiError, UnsupportedMediaType
-from freeapi.gate import Gate, Visitor, tokens_of
+from freeapi.gate import Gate, Visitor
 from freeapi.http.reply import Reply
 from freeapi.http.wire import Request
 from freeapi.journal import Journal
-from freeapi.policy.limits import Admission
 from freeapi.policy.models import ModelTable
 from freeapi.policy.payload import Prepared, Rules, prepare_chat
 from freeapi.routes import refuse
+from freeapi.scheduler import Grant, Scheduler
 
 
 class Call:
     """One request under way: what is known of it so far."""
 
-    __slots__ = ("admission", "delivery", "prepared", "reply", "request", "visitor")
+    __slots__ = ("delivery", "grant", "prepared", "reply", "request", "visitor")
 
     def __init__(self, request: Request, reply: Reply) -> None:
         self.request = request
         self.reply = reply
         self.visitor: Visitor | None = None
         self.prepared: Prepared | None = None
-        self.admission: Admission | None = None
+        self.grant: Grant | None = None
         self.delivery: Delivery | None = None
 
 
@@ -42,6 +42,7 @@ class Proxy:
         self,
         *,
         gate: Gate,
+        scheduler: Scheduler,
         models: ModelTable,
         rules: Rules,
         dispatcher: Dispatcher,
@@ -51,6 +52,7 @@ class Proxy:
     ) -> None:
         """``total_s`` bounds a request from its last byte to the last byte of its answer."""
         self._gate = gate
+        self._scheduler = scheduler
         self._models = models
         self._rules = rules
         self._dispatcher = dispatcher
@@ -92,25 +94,25 @@ class Proxy:
         # What: the body checked, adjusted and written anew.
         _require_json(request)
         call.prepared = prepared = prepare_chat(request.body, self._models, self._rules)
-        # May they: all limits at once, or nothing is taken.
-        call.admission = self._gate.admit(visitor, prepared)
-        # Deliver: keys, connections, tries, relay.
+        # May they, and when: all that it needs at once, or in its turn.
+        call.grant = grant = await self._scheduler.grant(visitor, prepared)
+        # Deliver: connections, tries, relay.
         headers = self._gate.headers(visitor) + _adjusted(prepared)
         final_s = request.received_s + self._total_s
         call.delivery = Delivery(prepared, call.reply, headers, final_s)
-        await self._dispatcher.deliver(call.delivery)
+        await self._dispatcher.deliver(call.delivery, grant.lease)
 
     def _settle(self, call: Call) -> None:
-        """Put the actual tokens in place of those reserved; what nobody knows stays reserved."""
-        if call.admission is None:
+        """Put what was used in place of what was reserved; what nobody knows stays reserved."""
+        if call.grant is None:
             return
-        used_tokens = 0
-        if call.delivery is not None and call.prepared is not None:
-            usage = call.delivery.usage
-            used_tokens = call.delivery.unknown * tokens_of(call.prepared)
-            if usage is not None:
-                used_tokens += usage.prompt_tokens + usage.completion_tokens
-        call.admission.settle(used_tokens, self._loop.time())
+        delivery = call.delivery
+        usage = delivery.usage if delivery else None
+        call.grant.settle(
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
+            unknown=delivery.unknown if delivery else 0,
+        )
 
     def _refuse(self, call: Call, error: FreeApiError) -> None:
         """Answer with the error, unless an answer is under way (then a bug of ours cut it)."""

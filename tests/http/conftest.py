@@ -15,9 +15,10 @@ import uvloop
 
 from freeapi.errors import FreeApiError, UpstreamFailed
 from freeapi.http.deadlines import Deadlines
+from freeapi.http.pool import Origin, Timeouts, UpstreamPool
 from freeapi.http.reply import Reply
 from freeapi.http.server import Application, Server, ServerLimits
-from freeapi.http.upstream import Origin, Timeouts, UpstreamConnection, UpstreamPool
+from freeapi.http.upstream import UpstreamConnection
 from freeapi.http.wire import Request
 from tests.raw_client import Caller, caller
 from tests.scripted_upstream import PATIENCE_S, ScriptedUpstream

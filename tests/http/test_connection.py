@@ -215,7 +215,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "unknown method": (head(first=b"BREW / HTTP/1.1"), 501),
     "lower-case method": (head(first=b"get / HTTP/1.1"), 501),
     "expectation": (head(b"expect: 200-ok\r\n" + CL5), 417),
-    "65 headers": (head(b"\r\n".join(b"x-%d: a" % i for i in range(64))), 400),
+    "65 headers": (head(b"\r\n".join(b"x-%d: a" % i for i in range(64))), 431),
     "long head": (head(b"\r\n".join(b"x-%d: %b" % (i, b"a" * 1000) for i in range(17))), 431),
     "long header": (head(b"x-a: " + b"a" * 16_384), 431),
     "endless header": (b"GET / HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * 40_000, 431),

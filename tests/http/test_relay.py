@@ -13,9 +13,9 @@ import pytest
 from freeapi.errors import UpstreamCut, UpstreamGarbage
 from freeapi.http.relay import COLLECT_BYTES_MAX, ERROR_BYTES_MAX, Relay
 from freeapi.http.sse import Usage, error_event
+from tests.answers import DONE, chat_json, delta, usage_event
 from tests.http.conftest import Site, StartSite, hold, until
 from tests.raw_client import Answer, Caller, request
-from tests.scripted_upstream import DONE, chat_json, delta, usage_event
 
 JSON = {b"content-type": b"application/json"}
 SSE = {b"content-type": b"text/event-stream; charset=utf-8"}

@@ -8,7 +8,7 @@ import pytest
 
 from freeapi.errors import UpstreamCut, UpstreamFailed
 from freeapi.http.sse import EVENT_BYTES_MAX, EventStream, Usage, error_event, find_usage
-from tests.scripted_upstream import DONE, chat_json, delta, event, usage_event
+from tests.answers import DONE, chat_json, delta, event, usage_event
 
 CANARY = "org-canary"
 ERROR = event({"error": {"message": f"limit of {CANARY}", "code": "x"}})

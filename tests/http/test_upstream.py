@@ -10,13 +10,14 @@ import asyncio
 import pytest
 
 from freeapi.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamGarbage
-from freeapi.http.upstream import UpstreamConnection, UpstreamPool
+from freeapi.http.pool import UpstreamPool
+from freeapi.http.upstream import UpstreamConnection
+from tests.answers import chunked
 from tests.http.conftest import HEAD, OK, NewPool, Taken, ask, begin, until
 from tests.scripted_upstream import (
     PATIENCE_S,
     ScriptedUpstream,
     Step,
-    chunked,
     close,
     hang,
     pause,

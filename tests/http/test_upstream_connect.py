@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from freeapi.errors import ConnectTimeout, UpstreamUnreachable
-from freeapi.http.upstream import UpstreamPool
+from freeapi.http.pool import UpstreamPool
 from tests.http.conftest import OK, NewPool, ask, until
 from tests.scripted_upstream import ScriptedUpstream, send
 

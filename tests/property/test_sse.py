@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from freeapi.errors import UpstreamFailed
 from freeapi.http.sse import EventStream, Usage, error_event
-from tests.scripted_upstream import DONE, delta, event, usage_event
+from tests.answers import DONE, delta, event, usage_event
 
 CANARY = "org-canary"
 QUOTED = st.sampled_from(['"usage":{', "[DONE]", '\\"error\\":{', "\n\n"])

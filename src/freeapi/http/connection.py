@@ -50,6 +50,7 @@ class Connection(asyncio.Protocol):
     """One caller's socket."""
 
     __slots__ = (
+        "_begun",
         "_body",
         "_body_length",
         "_broken",
@@ -68,8 +69,10 @@ class Connection(asyncio.Protocol):
         "_target",
         "_transport",
         "_unparsed",
+        "_unsent_bytes",
         "_waiting_bytes",
         "deadline_s",
+        "network",
         "peer",
         "writable",
     )
@@ -85,6 +88,8 @@ class Connection(asyncio.Protocol):
         self._unparsed = b""
         #: Why nothing more can be parsed; answered once the requests before it are.
         self._broken: FreeApiError | None = None
+        #: A message's first byte has come, and not yet its last; empty lines before it don't count.
+        self._begun = False
         self._request = wire.Request("")
         self._target = b""
         self._head_bytes = 0
@@ -98,8 +103,12 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._lingering = False
         self.writable = True
+        #: When it was last looked at, of a caller who doesn't keep up.
+        self._unsent_bytes = 0
         self.deadline_s = NEVER_S
         self.peer = ""
+        #: What connections are counted by.
+        self.network = ""
 
     # --- asyncio's callbacks ----------------------------------------------------------------------
 
@@ -107,6 +116,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         peername = transport.get_extra_info("peername")
         self.peer = peername[0] if isinstance(peername, tuple) else ""
+        self.network = wire.network(self.peer)
         self.deadline_s = self._loop.time() + self._server.limits.head_s
         if not self._server.admit(self):
             self._refuse(CapacityExceeded(retry_after_s=1))
@@ -146,9 +156,15 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.writable = False
-        self.deadline_s = self._loop.time() + self._server.limits.stalled_s
+        self._watch_unsent()
         if self._reply is not None and self._reply.source is not None:
             self._reply.source.pause_reading()
+
+    def _watch_unsent(self) -> None:
+        """Look again later whether the caller has taken something meanwhile."""
+        assert self._transport is not None, "only an open connection has something unsent"
+        self._unsent_bytes = self._transport.get_write_buffer_size()
+        self.deadline_s = self._loop.time() + self._server.limits.stalled_s
 
     def resume_writing(self) -> None:
         self.writable = True
@@ -166,9 +182,11 @@ class Connection(asyncio.Protocol):
         """The deadline of the present phase has passed."""
         if self._transport is None:
             return
-        if self._lingering or not self.writable or self._reply is not None:
+        if not self.writable and self._transport.get_write_buffer_size() < self._unsent_bytes:
+            self._watch_unsent()
+        elif self._lingering or not self.writable or self._reply is not None:
             self.abort()
-        elif self._waiting_bytes or self._head_done:
+        elif self._begun:
             self._refuse(RequestTimeout(problem="it did not arrive in time"))
         else:
             self._close()
@@ -176,6 +194,8 @@ class Connection(asyncio.Protocol):
     # --- httptools' callbacks ---------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        self._begun = True
+        self._waiting_bytes = 0
         self._request = wire.Request(self.peer)
         self._target = b""
         self._head_bytes = 0
@@ -220,6 +240,7 @@ class Connection(asyncio.Protocol):
         request.keep_alive = self._parser.should_keep_alive()
         request.received_s = self._loop.time()
         self._ready.append(request)
+        self._begun = False
         self._head_done = False
         self._waiting_bytes = 0
 
@@ -287,7 +308,8 @@ class Connection(asyncio.Protocol):
             self._broken = _translated(error)
             self._unparsed = b""
         else:
-            if not self._ready and not (self._head_done and self._body_length > known_length):
+            has_grown = self._head_done and self._body_length > known_length
+            if not self._ready and not has_grown:
                 self._wait(len(data))
 
     def _decline_upgrade(self, rest: bytes) -> None:
@@ -306,7 +328,7 @@ class Connection(asyncio.Protocol):
         The parser reports a header, trailer or chunk extension when it is whole, if at all; an
         endless one shows in the bytes fed.
         """
-        if not self._waiting_bytes and not self._head_done:
+        if self._begun and not self._waiting_bytes and not self._head_done:
             self.deadline_s = self._loop.time() + self._server.limits.head_s
         self._waiting_bytes += fed_bytes
         if self._waiting_bytes > 2 * wire.HEAD_BYTES_MAX:
@@ -346,7 +368,7 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """For draining: nothing is being answered or received."""
-        is_receiving = self._head_done or self._waiting_bytes
+        is_receiving = self._begun
         if self._reply is None and not is_receiving and not self._lingering:
             self._close()
 

@@ -47,10 +47,12 @@ class Deadlines:
     def _sweep(self) -> None:
         now_s = self._loop.time()
         self._timer = None
-        for item in [item for item in self._watched if item.deadline_s <= now_s]:
-            item.expire()
-        if self._watched and self._timer is None:
-            self._timer = self._loop.call_later(self._interval_s, self._sweep)
+        try:
+            for item in [item for item in self._watched if item.deadline_s <= now_s]:
+                item.expire()
+        finally:  # what goes wrong with one must not end the watch over all
+            if self._watched and self._timer is None:
+                self._timer = self._loop.call_later(self._interval_s, self._sweep)
 
     def close(self) -> None:
         """End the sweep."""

@@ -69,6 +69,11 @@ class Reply:
         #: The status that was sent, 0 before.
         self.status = 0
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody waits for it: the caller has left, or it is complete."""
+        return self._connection is None
+
     def send(self, status: int, headers: bytes, body: bytes) -> None:
         """A whole answer in one write. ``headers`` are complete lines, each ending with CRLF."""
         connection = self._connection

@@ -88,8 +88,8 @@ class Server:
         """Count a new connection; False if it is one too many. O(1)."""
         self._connections.add(connection)
         self._deadlines.add(connection)
-        count = self._per_address.get(connection.peer, 0) + 1
-        self._per_address[connection.peer] = count
+        count = self._per_address.get(connection.network, 0) + 1
+        self._per_address[connection.network] = count
         per_address_max = self.limits.connections_per_address_max
         return len(self._connections) <= self.limits.connections_max and (
             per_address_max is None or count <= per_address_max
@@ -99,11 +99,11 @@ class Server:
         """Undo ``admit``. O(1)."""
         self._connections.discard(connection)
         self._deadlines.discard(connection)
-        count = self._per_address[connection.peer] - 1
+        count = self._per_address[connection.network] - 1
         if count:
-            self._per_address[connection.peer] = count
+            self._per_address[connection.network] = count
         else:
-            del self._per_address[connection.peer]
+            del self._per_address[connection.network]
         if self.draining and not self._connections:
             self._emptied.set()
 

@@ -1,12 +1,9 @@
-"""The upstream's side: a pool of kept-alive connections to one origin.
+"""One connection to an upstream.
 
-A connection carries one exchange at a time: the request leaves in one write, the answer comes back
+It carries one exchange at a time: the request leaves in one write, the answer comes back
 through callbacks to a ``Sink``, and a future tells when it is complete or what ended it. Nothing is
 resent here: what failed is raised, with ``answered_s`` and ``reused`` saying what is known of its
 fate, and the proxy decides.
-
-The pool is synchronous but for ``connect``: ``take`` hands out an idle connection, and a connection
-comes back by itself when its answer was complete and both sides want to keep it.
 
 Invariants: a connection is either idle in the pool or has exactly one exchange; bytes outside an
 exchange close it (a late answer must never be read as the next one's).
@@ -16,48 +13,28 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
-import msgspec
 
 from freeapi.errors import (
     ClientGone,
-    ConnectTimeout,
     FreeApiError,
     UpstreamCut,
     UpstreamGarbage,
     UpstreamTimeout,
-    UpstreamUnreachable,
 )
-from freeapi.http.deadlines import NEVER_S, Deadlines
+from freeapi.http.deadlines import NEVER_S
+
+if TYPE_CHECKING:
+    from freeapi.http.pool import UpstreamPool
 
 #: More than any API sends (OpenAI: about 30 headers, 2 KiB); bounds an endless head.
 HEAD_BYTES_MAX = 65_536
-#: Idle connections kept for an origin; beyond it the oldest is closed.
-IDLE_MAX = 256
 #: Without a word from the upstream. Below the 75 s of nginx, the 60 s of AWS's balancers are met by
 #: the one resend that a stale connection gets.
 IDLE_S = 55.0
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=(\d{1,6})")
-
-
-class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an upstream listens: a host and port, or a Unix socket."""
-
-    host: str
-    port: int
-    tls: bool = False
-    socket_path: str | None = None
-
-
-class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """``connect_s``: DNS, TCP and TLS together. ``idle_s``: between two reads of an answer."""
-
-    connect_s: float
-    first_byte_s: float
-    idle_s: float
 
 
 class Sink(Protocol):
@@ -149,9 +126,13 @@ class UpstreamConnection(asyncio.Protocol):
             transport.write(body)
         return self._done
 
-    def abandon(self) -> None:
-        """The caller has gone: close now, so that the upstream stops working (and billing)."""
-        self._fail(ClientGone())
+    def abandon(self, sink: Sink) -> None:
+        """The caller has gone: close now, so that the upstream stops working (and billing).
+
+        If the sink's exchange is over, this is another's connection by now, and nothing happens.
+        """
+        if self._sink is sink:
+            self._fail(ClientGone())
 
     def pause_reading(self) -> None:
         """Flow control: the caller doesn't keep up, which isn't the upstream's delay.
@@ -290,12 +271,14 @@ class UpstreamConnection(asyncio.Protocol):
         keep_alive = self._headers.get(b"keep-alive")
         self._reset()
         self._release(keep_alive)
+        error: FreeApiError | None = FreeApiError()  # what a bug of the sink's leaves behind
         try:
             sink.on_end()
-        except FreeApiError as error:
+            error = None
+        except FreeApiError as raised:
+            error = raised
+        finally:
             _resolve(done, error)
-        else:
-            _resolve(done, None)
 
     def _release(self, keep_alive: bytes | None) -> None:
         transport = self._transport
@@ -327,87 +310,6 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.abort()
 
 
-class UpstreamPool:
-    """Connections to one origin. ``take`` and ``put`` are O(1)."""
-
-    def __init__(self, origin: Origin, timeouts: Timeouts, deadlines: Deadlines) -> None:
-        self.origin = origin
-        self.timeouts = timeouts
-        self.loop = asyncio.get_running_loop()
-        self._deadlines = deadlines
-        #: Used as a stack: the most recently used is the least likely to be stale.
-        self._idle: dict[UpstreamConnection, None] = {}
-        self._open: set[UpstreamConnection] = set()
-        self._tls = _tls_context() if origin.tls else None
-
-    def take(self) -> UpstreamConnection | None:
-        """An idle connection, or None: then ``connect``."""
-        while self._idle:
-            connection, _ = self._idle.popitem()
-            if connection.is_open and connection.deadline_s > self.loop.time():
-                return connection
-            connection.close()
-        return None
-
-    async def connect(self) -> UpstreamConnection:
-        """A new connection.
-
-        Raises UpstreamUnreachable or ConnectTimeout; nothing was sent, so another try is safe.
-        """
-        connection = UpstreamConnection(self)
-        try:
-            async with asyncio.timeout(self.timeouts.connect_s):
-                await self._open_transport(connection)
-        except TimeoutError:
-            raise ConnectTimeout from None
-        except (OSError, UnicodeError) as error:  # ssl.SSLError and gaierror are OSErrors
-            raise UpstreamUnreachable from error
-        return connection
-
-    async def _open_transport(self, connection: UpstreamConnection) -> None:
-        origin = self.origin
-        try:
-            if origin.socket_path is not None:
-                await self.loop.create_unix_connection(lambda: connection, origin.socket_path)
-            else:
-                await self.loop.create_connection(
-                    lambda: connection,
-                    origin.host,
-                    origin.port,
-                    ssl=self._tls,
-                    server_hostname=origin.host if origin.tls else None,
-                )
-        except BaseException:
-            # Cancelled just as it was made, the transport would be nobody's.
-            connection.close()
-            raise
-
-    def put(self, connection: UpstreamConnection) -> None:
-        """For a connection: idle again."""
-        self._idle[connection] = None
-        if len(self._idle) > IDLE_MAX:
-            next(iter(self._idle)).close()
-
-    def opened(self, connection: UpstreamConnection) -> None:
-        """For a connection: its socket is open."""
-        self._open.add(connection)
-        self._deadlines.add(connection)
-
-    def closed(self, connection: UpstreamConnection) -> None:
-        """For a connection: forget it; told twice is fine."""
-        self._idle.pop(connection, None)
-        self._open.discard(connection)
-        self._deadlines.discard(connection)
-
-    def close(self) -> None:
-        """Close every connection, busy ones too."""
-        for connection in tuple(self._open):
-            connection.close()
-
-    def __repr__(self) -> str:
-        return f"<UpstreamPool {len(self._open)} open, {len(self._idle)} idle>"
-
-
 def _resolve(done: asyncio.Future[None], error: FreeApiError | None) -> None:
     """Wake who waits, unless nobody does any more."""
     if done.done():
@@ -416,10 +318,3 @@ def _resolve(done: asyncio.Future[None], error: FreeApiError | None) -> None:
         done.set_result(None)
     else:
         done.set_exception(error)
-
-
-def _tls_context() -> ssl.SSLContext:
-    """Certificates and names are checked; HTTP/1.1 is all that we speak (RFC 7301)."""
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    return context

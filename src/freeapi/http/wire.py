@@ -11,12 +11,14 @@ Source: RFC 9110 (semantics), RFC 9112 (message syntax and routing).
 from __future__ import annotations
 
 import http
+import ipaddress
 import re
 
 from freeapi.errors import (
     BadHttp,
     BodyTooLarge,
     ExpectationFailed,
+    HeadTooLarge,
     HttpVersionNotSupported,
     NotImplementedHttp,
 )
@@ -77,7 +79,7 @@ class Request:
         known = self.headers.get(name)
         if known is None:
             if len(self.headers) == HEADERS_MAX:
-                raise BadHttp(problem=f"more than {HEADERS_MAX} headers")
+                raise HeadTooLarge(problem=f"it has more than {HEADERS_MAX} headers")
             self.headers[name] = value
         elif name in _SINGLE:
             raise BadHttp(problem=f"the header {name.decode('ascii', 'replace')} is repeated")
@@ -150,6 +152,18 @@ def _path(method: bytes, target: bytes) -> bytes:
         _, slash, path = rest.partition(b"/")
         return (slash + path).partition(b"?")[0] or b"/"
     raise BadHttp(problem="the request target is neither a path nor an http URL")
+
+
+def network(address: str) -> str:
+    """What one subscriber holds: an IPv4 address, or the /64 of an IPv6 one (RFC 6177).
+
+    >>> network("192.0.2.1"), network("2001:db8::1") == network("2001:db8::ffff")
+    ('192.0.2.1', True)
+    """
+    if ":" not in address:
+        return address
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    return str(parsed.ipv4_mapped or int(parsed) >> 64)
 
 
 def chunk(data: bytes) -> bytes:

@@ -277,11 +277,15 @@ def caller_error_body(status: int, body: bytes) -> bytes:
     assert status in CALLER_STATUSES, status
     error = _error_object(body)
     message = _text(error.get("message"), MESSAGE_MAX_BYTES)
+    type_ = _text(error.get("type"), _NAME_MAX_BYTES) or "invalid_request_error"
+    code = _text(error.get("code"), _NAME_MAX_BYTES)
+    if type_ == "exceed_context_size_error":  # llama.cpp's word for what SDK users look for
+        type_, code = "invalid_request_error", "context_length_exceeded"
     return errors.error_body(
         message or f"The upstream rejected this request with status {status}.",
-        _text(error.get("type"), _NAME_MAX_BYTES) or "invalid_request_error",
+        type_,
         _text(error.get("param"), _NAME_MAX_BYTES),
-        _text(error.get("code"), _NAME_MAX_BYTES),
+        code,
     )
 
 

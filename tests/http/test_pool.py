@@ -10,13 +10,13 @@ import asyncio
 import pytest
 
 from freeapi.errors import ClientGone, UpstreamCut, UpstreamTimeout
-from freeapi.http.upstream import IDLE_MAX, UpstreamPool
+from freeapi.http.pool import IDLE_MAX, UpstreamPool
+from tests.answers import chunked
 from tests.http.conftest import FINAL_S, OK, NewPool, Taken, ask, begin, until
 from tests.scripted_upstream import (
     PATIENCE_S,
     ScriptedUpstream,
     Step,
-    chunked,
     close,
     hang,
     happens,
@@ -103,7 +103,7 @@ async def test_idle_connections_are_bounded(
 ) -> None:
     """Beyond the bound the one longest idle is closed."""
     assert IDLE_MAX == 256
-    monkeypatch.setattr("freeapi.http.upstream.IDLE_MAX", 2)
+    monkeypatch.setattr("freeapi.http.pool.IDLE_MAX", 2)
     upstream.plays([send(OK)])
     connections = [await pool.connect() for _ in range(3)]
     for connection in connections:
@@ -215,13 +215,28 @@ async def test_abandoned_exchange_is_closed_in_the_same_tick(
     done = begin(connection, sink)
     exchange = await upstream.exchange()
     await until(lambda: sink.pieces or not steps)
-    connection.abandon()
+    connection.abandon(sink)
     assert not connection.is_open
     assert done.done()
     with pytest.raises(ClientGone):
         await done
     await happens(exchange.gone)
-    connection.abandon()
+    connection.abandon(sink)
+
+
+async def test_late_abandon_spares_the_connections_next_exchange(
+    upstream: ScriptedUpstream, pool: UpstreamPool
+) -> None:
+    """A caller who leaves just after its answer was complete doesn't cut somebody else's."""
+    upstream.plays([send(OK)])
+    connection, first, second = await pool.connect(), Taken(), Taken()
+    await begin(connection, first)
+    taken = pool.take()
+    assert taken is connection
+    done = begin(taken, second)
+    connection.abandon(first)
+    await asyncio.wait_for(done, PATIENCE_S)
+    assert second.is_ended
 
 
 async def test_nobody_waiting_is_no_trouble(upstream: ScriptedUpstream, pool: UpstreamPool) -> None:

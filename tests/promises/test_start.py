@@ -1,0 +1,66 @@
+"""Promise: it starts at once, or says all that is in the way.
+
+What a person sees who types ``freeapi serve``: a banner that tells what is served and where, or
+every problem of the configuration at once, with a status that a supervisor understands.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from tests.conftest import StartGateway
+from tests.gateway import MODEL, POOL_KEY, Gateway, run
+from tests.raw_client import ask, chat
+from tests.scripted_upstream import ScriptedUpstream
+
+#: "start to first answer with an upstream configured under 0.5 s of CPU" (issue 2).
+START_CPU_MAX_S = 0.5
+
+
+async def test_first_answer_costs_little(
+    upstream: ScriptedUpstream, start_gateway: StartGateway
+) -> None:
+    """From the start to the first answer less than half a second of processor time is used."""
+    gateway = await start_gateway()
+    assert (await ask(gateway.port, chat())).text() == "Hi"
+    assert gateway.cpu_s() < START_CPU_MAX_S
+
+
+async def test_banner_tells_what_is_served(upstream: ScriptedUpstream, gateway: Gateway) -> None:
+    """The banner names address, upstream, number of keys and models, and a line to try; no key."""
+    banner = "".join(gateway.stdout)
+    assert f"http://127.0.0.1:{gateway.port}/v1" in banner
+    assert f"http://127.0.0.1:{upstream.port}/v1" in banner
+    assert "1 key" in banner
+    assert MODEL in banner
+    assert f"curl http://127.0.0.1:{gateway.port}/v1/chat/completions" in banner
+    assert POOL_KEY not in banner
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    """Wrong values in the environment and in the file are listed together, without any secret."""
+    wrong = {
+        "PORT": "eighty",
+        "FREEAPI_CALLER_RPM": "-1",
+        "FREEAPI_CALER_TPM": "7",
+        "OPENAI_API_KEYS": 'sk-canary"',
+    }
+    code, printed = run(tmp_path, wrong, '[[model]]\nnam = "x"\n[timeouts]\nidle_s = "soon"\n')
+    assert code == 2
+    for name in ("PORT", "FREEAPI_CALLER_RPM", "FREEAPI_CALER_TPM", "OPENAI_API_KEYS", "nam"):
+        assert name in printed
+    assert "idle_s" in printed
+    assert "FREEAPI_CALLER_TPM" in printed  # did you mean
+    assert "canary" not in printed
+    assert "Traceback" not in printed
+
+
+def test_busy_port_is_told_in_one_line(tmp_path: Path) -> None:
+    """A port that is taken is exit code 1 and a sentence, not a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        settings = {"PORT": str(busy.getsockname()[1]), "OPENAI_API_KEYS": POOL_KEY}
+        code, printed = run(tmp_path, settings)
+    assert code == 1
+    assert "address already in use" in printed.lower()
+    assert "Traceback" not in printed
