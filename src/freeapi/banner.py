@@ -5,9 +5,11 @@ from __future__ import annotations
 from freeapi import __version__
 from freeapi.config import Config
 from freeapi.local import MODEL_NAME
+from freeapi.upstreams import caps
 
 _SAMPLE_MODEL = "gpt-3.5-turbo-16k-0613"
 _NAMES_SHOWN = 5
+_NANO = 1_000_000_000
 
 
 def banner(config: Config, host: str, port: int) -> str:
@@ -18,6 +20,7 @@ def banner(config: Config, host: str, port: int) -> str:
         ("upstream", _upstreams(config)),
         ("models", _models(config)),
         ("callers", _caller_limits(config)),
+        ("spending", _caps(config)),
     ]
     lines = [f"chatgpt-freeapi {__version__}", *(f"  {name:<9} {value}" for name, value in rows)]
     lines += [f"  {'warning':<9} {warning}" for warning in config.warnings]
@@ -44,6 +47,26 @@ def _models(config: Config) -> str:
     names = [model.name for model in config.models]
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def _caps(config: Config) -> str:
+    """The caps on money, or why there are none."""
+    limits = caps(config)
+    if limits is None:
+        return "nothing is paid for" if not _is_paid(config) else "no cap"
+    amounts = (
+        (limits.daily_nanousd, "a day"),
+        (limits.monthly_nanousd, "a month"),
+        (limits.caller_daily_nanousd, "a day for one caller"),
+        *((cap, f"a day at {name}") for name, cap in limits.upstream_daily_nanousd.items()),
+    )
+    return "at most " + ", ".join(
+        f"${amount / _NANO:,.2f} {period}" for amount, period in amounts if amount is not None
+    )
+
+
+def _is_paid(config: Config) -> bool:
+    return any(not upstream.free for upstream in config.upstreams)
 
 
 def _caller_limits(config: Config) -> str:

@@ -15,14 +15,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 from dotenv import dotenv_values
 
 from freeapi import __version__
 from freeapi.config import Config, ConfigError, config_path, load
 from freeapi.gateway import run
 from freeapi.journal import Journal
+from freeapi.pages.status import Money
+from freeapi.policy.budget import Budget
+from freeapi.prices import priced
 from freeapi.reading import Problem
 from freeapi.showing import render
+from freeapi.state.ledger import LedgerError, read_grants
+from freeapi.upstreams import caps
 
 DEFAULT_FILE = "freeapi.toml"
 
@@ -39,9 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if arguments.command == "config":
-        print(render(config))
+        print(render(config) + _spending(config))
         return 0
     return _serve(config)
+
+
+def _spending(config: Config) -> str:
+    """What is left of the caps, as far as the ledger on disk says."""
+    limits = caps(config)
+    if limits is None or config.data_dir is None:
+        return ""
+    now_s = time.time()
+    try:
+        grants = read_grants(Path(config.data_dir), now_s)
+    except LedgerError as error:
+        return f"warning: {error}\n"
+    money = Money.of(Budget(limits, grants, now_s).status(now_s))
+    return f"budget: ${money.left_today_usd or 0:.6f} left until {money.resets_at}\n"
 
 
 def _serve(config: Config) -> int:
@@ -72,7 +92,7 @@ def _read_config(arguments: argparse.Namespace) -> Config:
     flags = {name: value for name, key in given.items() if (value := getattr(arguments, key, None))}
     dotenv = dotenv_values(".env", interpolate=False)
     path = flags.get("FREEAPI_CONFIG") or config_path(os.environ, dotenv)
-    return load(
+    config = load(
         os.environ,
         _toml(path),
         path or DEFAULT_FILE,
@@ -80,6 +100,15 @@ def _read_config(arguments: argparse.Namespace) -> Config:
         dotenv=dotenv,
         flags=flags,
     )
+    if caps(config) is not None:  # only money that is counted needs prices, and a place for sums
+        config = priced(config)
+    return msgspec.structs.replace(config, data_dir=config.data_dir or _state_dir())
+
+
+def _state_dir() -> str:
+    """The user's state directory. Source: XDG Base Directory Specification."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return str(Path(base) / "freeapi")
 
 
 def _toml(path: str | None) -> str | None:

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final
 
-import msgspec
-
 from freeapi.errors import (
+    BudgetExhausted,
     CapacityExceeded,
     ClientGone,
     ConnectTimeout,
@@ -31,19 +30,25 @@ from freeapi.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from freeapi.http.pool import UpstreamPool
 from freeapi.http.relay import Relay
 from freeapi.http.reply import Reply
 from freeapi.http.sse import Usage
 from freeapi.journal import Journal
 from freeapi.policy import failures
+from freeapi.policy.budget import Reservation
 from freeapi.policy.failures import Failure
 from freeapi.policy.keys import Key, KeyPool, Lease
 from freeapi.policy.payload import Prepared
+from freeapi.policy.prices import bound_nanousd
+from freeapi.policy.prices import cost_nanousd as cost_of
 from freeapi.routes import JSON
+from freeapi.state.ledger import Purse
+from freeapi.upstreams import LOCAL, Upstreams
 
 #: One request and two more (DESIGN section 5, "Retry"), as many as OpenAI's SDKs make.
 TRIES_MAX: Final = 3
+
+_SERVED_BY_LOCAL: Final = b"x-freeapi-served-by: local\r\n"
 
 #: Exchanges without a complete answer, as the pool knows them.
 _FAILURES: Final[Mapping[type[UpstreamError], Failure]] = {
@@ -56,27 +61,12 @@ _FAILURES: Final[Mapping[type[UpstreamError], Failure]] = {
 }
 
 
-class Account(msgspec.Struct, frozen=True):
-    """One key's way to its upstream: the connections, and a request's head but for its end."""
-
-    pool: UpstreamPool
-    head: bytes
-
-    def head_for(self, prepared: Prepared) -> bytes:
-        """The complete head of the request that is sent."""
-        accept = b"text/event-stream" if prepared.stream else b"application/json"
-        return b"%baccept: %b\r\ncontent-length: %d\r\n\r\n" % (
-            self.head,
-            accept,
-            len(prepared.body),
-        )
-
-
 class Delivery:
     """One request and what became of it."""
 
     __slots__ = (
         "answered_s",
+        "caller",
         "final_s",
         "headers",
         "prepared",
@@ -86,12 +76,18 @@ class Delivery:
         "tries",
         "unknown",
         "upstream",
+        "upstreams",
         "was_stale",
     )
 
-    def __init__(self, prepared: Prepared, reply: Reply, headers: bytes, final_s: float) -> None:
+    def __init__(
+        self, caller: bytes, prepared: Prepared, reply: Reply, headers: bytes, final_s: float
+    ) -> None:
         """``headers`` are ours for the caller's answer; ``final_s`` is when all must be over."""
+        self.caller = caller
         self.prepared = prepared
+        #: The names of the upstreams that may serve it.
+        self.upstreams = prepared.model.upstreams
         self.reply = reply
         self.headers = headers
         self.final_s = final_s
@@ -124,13 +120,21 @@ class Dispatcher:
     def __init__(
         self,
         keys: KeyPool,
-        accounts: Mapping[str, Sequence[Account]],
+        upstreams: Upstreams,
+        purse: Purse | None,
+        *,
+        has_stand_in: bool,
         now: Callable[[], float],
         journal: Journal,
     ) -> None:
-        """``accounts``: of each upstream's name, one for each of its keys, in the pool's order."""
+        """``purse``: None where nothing is capped. ``has_stand_in``: the embedded model goes on
+
+        when the money is gone.
+        """
         self._keys = keys
-        self._accounts = accounts
+        self._upstreams = upstreams
+        self._purse = purse
+        self._has_stand_in = has_stand_in
         self._now = now
         self._journal = journal
 
@@ -141,8 +145,12 @@ class Dispatcher:
         nothing has reached the caller.
         """
         while not delivery.reply.is_gone:
-            with lease:
-                failure = await self._try(delivery, lease)
+            try:
+                with lease:
+                    failure = await self._try(delivery, lease)
+            except BudgetExhausted as exhausted:
+                lease = self._without_money(delivery, lease, exhausted)
+                continue
             if failure is None:
                 return
             lease = self._lease(delivery, failure)
@@ -156,7 +164,7 @@ class Dispatcher:
         model = delivery.prepared.model
         try:
             return self._keys.lease(
-                model.upstream_model, model.upstreams, self._now(), delivery.tried
+                model.upstream_model, delivery.upstreams, self._now(), delivery.tried
             )
         except (CapacityExceeded, UpstreamRefused) as none_left:
             if failure.error in (CapacityExceeded, UpstreamRefused):
@@ -164,8 +172,60 @@ class Dispatcher:
             assert failure.error is not None, "the caller's own mistakes are not tried again"
             raise failure.error from none_left
 
+    def _without_money(self, delivery: Delivery, lease: Lease, exhausted: BudgetExhausted) -> Lease:
+        """A key of another upstream, which may have a cap of its own or be free; or raise."""
+        broke = lease.key.upstream
+        delivery.upstreams = tuple(name for name in delivery.upstreams if name != broke)
+        if not delivery.upstreams and self._has_stand_in and broke != LOCAL:
+            delivery.upstreams = (LOCAL,)
+            delivery.headers += _SERVED_BY_LOCAL
+        if not delivery.upstreams:
+            raise exhausted
+        model = delivery.prepared.model
+        try:
+            return self._keys.lease(
+                model.upstream_model, delivery.upstreams, self._now(), delivery.tried
+            )
+        except (CapacityExceeded, UpstreamRefused):
+            raise exhausted from None
+
     async def _try(self, delivery: Delivery, lease: Lease) -> Failure | None:
-        """Send once and relay. None: the caller has its answer; else why to try again."""
+        """Pay for a try and make it. None: the caller has its answer; else why to try again.
+
+        Raises BudgetExhausted and the like, with nothing sent.
+        """
+        reservation = None
+        if self._purse is not None:
+            amount_nanousd = 0
+            if lease.key.upstream not in self._upstreams.free:
+                amount_nanousd = bound_nanousd(delivery.prepared, delivery.prepared.model)
+            reservation = await self._purse.reserve(
+                lease.key.upstream, delivery.caller, amount_nanousd
+            )
+        unknown = delivery.unknown
+        try:
+            return await self._send(delivery, lease)
+        finally:
+            if reservation is not None:
+                self._settle(delivery, reservation, is_unknown=delivery.unknown > unknown)
+
+    def _settle(self, delivery: Delivery, reservation: Reservation, *, is_unknown: bool) -> None:
+        """What it cost in place of what was reserved; what nobody knows stays reserved for good."""
+        usage = delivery.usage
+        cost_nanousd: int | None = None
+        if not is_unknown:
+            cost_nanousd = 0
+            if usage is not None and reservation.amount_nanousd:
+                model = delivery.prepared.model
+                cost_nanousd = cost_of(usage.prompt_tokens, usage.completion_tokens, model)
+        over_nanousd = reservation.settle(cost_nanousd)
+        if over_nanousd:
+            self._journal.event(
+                "cost_above_bound", upstream=delivery.upstream, nanousd=over_nanousd
+            )
+
+    async def _send(self, delivery: Delivery, lease: Lease) -> Failure | None:
+        """Send once and relay; as ``_try``."""
         delivery.tries += 1
         delivery.upstream = lease.key.upstream
         relay = delivery.relay = Relay(
@@ -213,7 +273,7 @@ class Dispatcher:
 
     async def _exchange(self, delivery: Delivery, relay: Relay, lease: Lease) -> None:
         """One request over one connection, and the whole of its answer."""
-        account = self._accounts[lease.key.upstream][lease.key.index]
+        account = self._upstreams.accounts[lease.key.upstream][lease.key.index]
         connection = None if delivery.was_stale else account.pool.take()
         if connection is None:
             connection = await account.pool.connect()
@@ -229,7 +289,11 @@ class Dispatcher:
             if was_reused and connection.answered_s is None:
                 raise UpstreamStale from None
             raise
-        except ClientGone:
+        except UpstreamError:
+            raise
+        except (
+            BaseException
+        ):  # the caller has gone, or a bug of ours: it may be billed all the same
             delivery.unknown += 1
             raise
         finally:

@@ -297,8 +297,8 @@ class CapacityExceeded(FreeApiError):
     status = 429
     type = "requests"
     code = "capacity_exceeded"
-    blame = "upstream"
-    retry = "other_key"
+    blame: ClassVar[Blame] = "upstream"
+    retry: ClassVar[Retry] = "other_key"
     label = "capacity_exceeded"
     wording = "This instance is at its capacity at the moment. Please try again later."
 

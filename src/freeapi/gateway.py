@@ -17,35 +17,35 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 
 import uvloop
 
 from freeapi import __version__
 from freeapi.banner import banner
-from freeapi.config import Config, Upstream
-from freeapi.dispatch import Account, Dispatcher
+from freeapi.config import Config
+from freeapi.dispatch import Dispatcher
 from freeapi.gate import Gate
 from freeapi.http.deadlines import Deadlines
-from freeapi.http.pool import Origin, Timeouts, UpstreamPool
 from freeapi.http.server import Server, ServerLimits
 from freeapi.journal import Journal
 from freeapi.local import LocalModel, LocalModelError
 from freeapi.pages.admin import AdminPages, is_loopback
+from freeapi.pages.status import StatusPage
 from freeapi.policy.callers import parse_tokens
-from freeapi.policy.keys import KeyPool, UpstreamKeys
+from freeapi.policy.keys import KeyPool
 from freeapi.policy.models import ModelTable
 from freeapi.policy.payload import Rules
 from freeapi.proxy import Proxy
 from freeapi.routes import COMMON_HEADERS, Routes
 from freeapi.scheduler import Scheduler
+from freeapi.state.ledger import Ledger, LedgerError, Purse
+from freeapi.upstreams import build, caps, routed
 
-#: The embedded model among the upstreams' names.
-LOCAL = "local"
 #: Left for upstream connections, the model, files: a caller's request takes two descriptors.
 _DESCRIPTORS_SPARE = 64
 ADMIN_SETTING = "FREEAPI_ADMIN_ADDR"
-_CHAT_PATH = "/chat/completions"
 
 
 class CannotListen(Exception):
@@ -59,7 +59,7 @@ def run(config: Config, journal: Journal) -> int:
     """
     try:
         return uvloop.run(_serve(config, journal))
-    except (LocalModelError, CannotListen) as error:
+    except (LocalModelError, LedgerError, CannotListen) as error:
         # Both happen before the first caller, so the words are about this machine only.
         print(f"freeapi can't start: {error}", file=sys.stderr)
         return 1
@@ -72,7 +72,8 @@ async def _serve(config: Config, journal: Journal) -> int:
         lambda loop, context: journal.crash("loop", context.get("exception"))
     )
     journal.event("start", version=__version__, pid=os.getpid(), local=config.local)
-    local = await LocalModel.start(journal) if config.local else None
+    wants_local = config.local or config.policy.when_exhausted == "local"
+    local = await LocalModel.start(journal) if wants_local else None
     try:
         gateway = Gateway(config, journal, local)
         host, port = await gateway.listen()
@@ -98,21 +99,39 @@ class Gateway:
         self._journal = journal
         now = asyncio.get_running_loop().time
         self._deadlines = Deadlines(asyncio.get_running_loop(), _shortest_s(config))
-        self._pools = _pools(config, local, self._deadlines)
-        keys = KeyPool(_upstream_keys(config), random.SystemRandom().random)
-        models = ModelTable(config.models, created=int(time.time()))
+        socket_path = local.socket_path if local is not None else None
+        self._upstreams = build(config, socket_path, self._deadlines)
+        self._purse = _purse(config, journal)
+        keys = KeyPool(self._upstreams.keys, random.SystemRandom().random)
+        models = ModelTable(routed(config), created=int(time.time()))
         gate = _gate(config, journal, now)
+        scheduler = Scheduler(gate, keys, config.queue_s)
+        dispatcher = Dispatcher(
+            keys,
+            self._upstreams,
+            self._purse,
+            has_stand_in=config.policy.when_exhausted == "local",
+            now=now,
+            journal=journal,
+        )
         proxy = Proxy(
             gate=gate,
-            scheduler=Scheduler(gate, keys, config.queue_s),
+            scheduler=scheduler,
             models=models,
             rules=Rules(n_max=config.policy.n_max, unknown_fields=config.policy.unknown_fields),
-            dispatcher=Dispatcher(keys, _accounts(config, self._pools), now, journal),
+            dispatcher=dispatcher,
             total_s=config.timeouts.total_s,
             journal=journal,
             request_log=config.request_log,
         )
-        routes = Routes(proxy.chat, models, lambda: local is None or local.is_ready, journal)
+
+        def is_ready() -> bool:
+            return local is None or not config.local or local.is_ready
+
+        status = StatusPage(
+            is_ready, lambda: scheduler.waiting, None if self._purse is None else self._purse.status
+        )
+        routes = Routes(proxy.chat, models, is_ready, status.body, journal)
         limits = _server_limits(config)
         self._public = Server(routes, limits, self._deadlines, headers=COMMON_HEADERS)
         pages = AdminPages(
@@ -140,9 +159,11 @@ class Gateway:
         """No new callers; open answers finish within the limit; then all connections close."""
         await self._public.drain(self._config.drain_s)
         await self._admin.drain(0)
-        for pool in self._pools.values():
+        for pool in self._upstreams.pools.values():
             pool.close()
         self._deadlines.close()
+        if self._purse is not None:
+            await self._purse.close()
 
 
 async def _listen(server: Server, host: str, port: int, setting: str) -> tuple[str, int]:
@@ -162,6 +183,16 @@ def _server_limits(config: Config) -> ServerLimits:
     )
 
 
+def _purse(config: Config, journal: Journal) -> Purse | None:
+    """Where money is kept, if any is spent within caps. Raises LedgerError."""
+    limits = caps(config)
+    if limits is None:
+        return None
+    assert config.data_dir is not None, "the edge resolves it"
+    ledger = Ledger(Path(config.data_dir))
+    return Purse(limits, ledger, time.time, lambda label: journal.event("ledger", label=label))
+
+
 def _gate(config: Config, journal: Journal, now: Callable[[], float]) -> Gate:
     limits = config.caller_limits
     tokens = None
@@ -175,72 +206,6 @@ def _gate(config: Config, journal: Journal, now: Callable[[], float]) -> Gate:
         now=now,
         journal=journal,
     )
-
-
-# --- Upstreams ------------------------------------------------------------------------------------
-
-
-def _pools(
-    config: Config, local: LocalModel | None, deadlines: Deadlines
-) -> dict[str, UpstreamPool]:
-    timeouts = Timeouts(
-        connect_s=config.timeouts.connect_s,
-        first_byte_s=config.timeouts.first_byte_s,
-        idle_s=config.timeouts.idle_s,
-    )
-    if local is not None:
-        origin = Origin(host="localhost", port=0, socket_path=local.socket_path)
-        return {LOCAL: UpstreamPool(origin, timeouts, deadlines)}
-    return {
-        upstream.name: UpstreamPool(_origin(upstream), timeouts, deadlines)
-        for upstream in config.upstreams
-    }
-
-
-def _origin(upstream: Upstream) -> Origin:
-    return Origin(host=upstream.host, port=upstream.port, tls=upstream.scheme == "https")
-
-
-def _upstream_keys(config: Config) -> Sequence[UpstreamKeys]:
-    if config.local:
-        return [UpstreamKeys(LOCAL, ())]
-    return [
-        UpstreamKeys(
-            upstream.name,
-            tuple(key.tail for key in upstream.keys),
-            priority=upstream.priority,
-            share=upstream.share,
-        )
-        for upstream in config.upstreams
-    ]
-
-
-def _accounts(config: Config, pools: dict[str, UpstreamPool]) -> dict[str, list[Account]]:
-    if config.local:
-        return {LOCAL: [Account(pools[LOCAL], _head("localhost", "/v1", None))]}
-    return {
-        upstream.name: [
-            Account(
-                pools[upstream.name],
-                _head(upstream.authority, upstream.base_path, key.reveal() if key else None),
-            )
-            for key in upstream.keys or (None,)
-        ]
-        for upstream in config.upstreams
-    }
-
-
-def _head(authority: str, base_path: str, key: str | None) -> bytes:
-    """All of a request's head that doesn't change: nothing in it is the caller's."""
-    authorization = "" if key is None else f"authorization: Bearer {key}\r\n"
-    return (
-        f"POST {base_path}{_CHAT_PATH} HTTP/1.1\r\n"
-        f"host: {authority}\r\n"
-        f"{authorization}"
-        f"user-agent: chatgpt-freeapi/{__version__}\r\n"
-        "accept-encoding: identity\r\n"
-        "content-type: application/json\r\n"
-    ).encode()
 
 
 # --- The process ----------------------------------------------------------------------------------

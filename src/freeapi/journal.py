@@ -65,6 +65,8 @@ EVENTS: Final[dict[str, Event]] = {
     "upstream_failure": _event("warning", "upstream status label tries wait_s"),
     "one_caller": _event("warning", ""),
     "library": _event("warning", "logger severity"),
+    "ledger": _event("error", "label"),
+    "cost_above_bound": _event("error", "upstream nanousd"),
     "crash": _event("error", "where type cause frames"),
     "request": _event(
         "info",

@@ -99,19 +99,22 @@ class Proxy:
         # Deliver: connections, tries, relay.
         headers = self._gate.headers(visitor) + _adjusted(prepared)
         final_s = request.received_s + self._total_s
-        call.delivery = Delivery(prepared, call.reply, headers, final_s)
+        call.delivery = Delivery(visitor.caller, prepared, call.reply, headers, final_s)
         await self._dispatcher.deliver(call.delivery, grant.lease)
 
     def _settle(self, call: Call) -> None:
         """Put what was used in place of what was reserved; what nobody knows stays reserved."""
-        if call.grant is None:
+        grant, delivery = call.grant, call.delivery
+        if grant is None:
             return
-        delivery = call.delivery
-        usage = delivery.usage if delivery else None
-        call.grant.settle(
+        if delivery is None or not delivery.tries:  # no money for it: it has taken nothing
+            grant.cancel()
+            return
+        usage = delivery.usage
+        grant.settle(
             prompt_tokens=usage.prompt_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
-            unknown=delivery.unknown if delivery else 0,
+            unknown=delivery.unknown,
         )
 
     def _refuse(self, call: Call, error: FreeApiError) -> None:

@@ -65,9 +65,16 @@ class Routes:
     """The application of the public port. O(1) per request."""
 
     def __init__(
-        self, chat: Answer, models: ModelTable, is_ready: Callable[[], bool], journal: Journal
+        self,
+        chat: Answer,
+        models: ModelTable,
+        is_ready: Callable[[], bool],
+        status: Callable[[], bytes],
+        journal: Journal,
     ) -> None:
+        """``status`` makes the body of ``GET /status``."""
         self._models = models
+        self._status = status
         self._is_ready = is_ready
         self._journal = journal
         self._api: dict[bytes, dict[bytes, Answer]] = {
@@ -77,6 +84,7 @@ class Routes:
         self._site: dict[bytes, dict[bytes, Answer]] = {
             b"/healthz": {b"GET": self._health},
             b"/readyz": {b"GET": self._readiness},
+            b"/status": {b"GET": self._show_status},
         }
         # The paths of nearly all traffic are found by one look-up.
         self._paths = {
@@ -133,6 +141,9 @@ class Routes:
             reply.send(200, JSON, b'{"status":"ready"}')
         else:
             reply.send(503, JSON, b'{"status":"not ready"}')
+
+    def _show_status(self, request: Request, reply: Reply) -> None:
+        reply.send(200, JSON, self._status())
 
     def _preflight(self, request: Request, reply: Reply) -> None:
         reply.send(204, _PREFLIGHT, b"")

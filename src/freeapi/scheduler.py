@@ -114,6 +114,11 @@ class Scheduler:
                 known_wait_s = short.error.retry_after_s or 0.0
         return await self._wait(visitor, prepared, lane, known_wait_s)
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn."""
+        return self._queue.waiting
+
     def look(self) -> None:
         """Something was given back: serve whose turn it is. Free while nobody waits."""
         if self._queue.waiting:

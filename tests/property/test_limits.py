@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from freeapi import errors
 from freeapi.policy.limits import DAY_S, Admission, CallerLimits, Limits, ModelBucket
-from freeapi.policy.meter import BURST_PARTS, SLACK_S, WINDOW_S, Rates
+from freeapi.policy.meter import BURST_PARTS, SLACK_S, WINDOW_S, Meter, Rates
 
 CALLERS = (b"ann", b"bob", b"eve")
 LIMITS = st.none() | st.integers(1, 60)
@@ -192,6 +192,62 @@ def test_tokens_are_conserved(requests: list[tuple[int, int | None]], order: Any
         line = f"x-ratelimit-remaining-tokens: {1_000 - held}\r\n".encode()
         assert line in limits.headers(b"ann", own, 1_000.0)
         assert f"{2_000 - held}".encode() in model.rates.headers(model.meter, 1_000.0)
+
+
+class Hindsight:
+    """A bucket that learns at once what each request will use: the truth to compare with."""
+
+    def __init__(self) -> None:
+        #: When, how much time's worth, in the order of admission.
+        self.charges: list[tuple[float, float]] = []
+
+    def due_s(self, now_s: float) -> float:
+        """When it is full again. Charged from the start, however often the charges change."""
+        due_s = 0.0
+        for at_s, cost_s in self.charges:
+            due_s = max(due_s, at_s) + cost_s
+        return max(due_s, now_s)
+
+
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("wait"), st.integers(0, 40), st.none()),
+            st.tuples(st.just("take"), st.integers(0, 60), st.none()),
+            st.tuples(st.just("settle"), st.integers(0, 9), st.integers(0, 80)),
+            st.tuples(st.just("cancel"), st.integers(0, 9), st.none()),
+        ),
+        max_size=40,
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_giving_back_never_beats_hindsight(steps: list[tuple[str, int, int | None]]) -> None:
+    """No bucket is ever fuller than had each request taken from the start what it used."""
+    rates, meter, now_s = Rates(20, 60), Meter(), 1_000.0
+    requests, tokens = Hindsight(), Hindsight()
+    spent_s = now_s
+    flying: list[tuple[int, int, int]] = []
+    for step, amount, used in steps:
+        if step == "wait":
+            now_s += amount
+        elif step == "take" and meter.admits(rates, amount, now_s):
+            flying.append((meter.take(rates, amount, now_s), amount, len(tokens.charges)))
+            requests.charges.append((now_s, rates.request_s))
+            tokens.charges.append((now_s, amount * rates.token_s))
+            spent_s = max(spent_s, now_s) + amount * rates.token_s
+        elif step in ("settle", "cancel") and flying:
+            number, reserved, place = flying.pop(amount % len(flying))
+            if used is None:
+                meter.cancel(rates, reserved, number, now_s)
+                requests.charges[place] = (requests.charges[place][0], 0.0)
+            else:
+                meter.settle(rates, reserved, used, now_s)
+                spent_s = max(spent_s, now_s) + max(used - reserved, 0) * rates.token_s
+            tokens.charges[place] = (tokens.charges[place][0], (used or 0) * rates.token_s)
+        assert max(meter.requests_due_s, now_s) >= requests.due_s(now_s) - 1e-6
+        assert tokens.due_s(now_s) - 1e-6 <= max(meter.tokens_due_s, now_s)
+        assert meter.tokens_due_s <= max(spent_s, now_s) + 1e-6
+        assert meter.in_flight == len(flying)
 
 
 @given(

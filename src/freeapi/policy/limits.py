@@ -141,8 +141,8 @@ class Limits:
             meter = Meter()
         else:
             callers.move_to_end(caller)
-        requests_today = meter.requests_on(day)
-        flight = meter.flight
+        tally, flight = meter.tally, meter.flight
+        requests_today = tally.count if tally is not None and tally.day is day else 0
         rates, model_rates, model_meter = limits.rates, model.rates, model.meter
         if (
             (flight is not None and flight.begun - flight.ended >= limits.concurrency_max)

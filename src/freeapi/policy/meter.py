@@ -29,8 +29,6 @@ BURST_PARTS: Final = 6
 #: Seconds in a double are exact to 1e-8 for a century; 1e-6 s is a thousandth of a token at the
 #: default limits, and doesn't add up.
 SLACK_S: Final = 1e-6
-#: The same, in the whole requests and tokens that headers show.
-SLACK_SHOWN: Final = 0.01
 #: `off`, as a number to compare with: an int, since int against float costs twice as much.
 UNLIMITED: Final = 1 << 62
 #: Looked up rather than formatted: 0.1 us less for each of the two in every answer.
@@ -69,8 +67,9 @@ class Rates:
         #: How far from full a bucket may be: before a request, and with its tokens taken.
         self.requests_room_s: Final = (burst - 1.0) * self.request_s + SLACK_S if rpm else math.inf
         self.tokens_room_s: Final = WINDOW_S + SLACK_S if tpm else math.inf
-        self._requests_most: Final = burst + SLACK_SHOWN
-        self._tokens_most: Final = (tpm or 0) + SLACK_SHOWN
+        #: What full buckets hold.
+        self._requests_most: Final = burst + (SLACK_S / self.request_s if rpm else 0.0)
+        self._tokens_most: Final = (tpm or 0) + (SLACK_S / self.token_s if tpm else 0.0)
         self._requests_head: Final = _header_head("requests", rpm)
         self._tokens_head: Final = _header_head("tokens", tpm)
 
@@ -84,16 +83,15 @@ class Rates:
             used_s = meter.requests_due_s - now_s
             if used_s < 0.0:
                 used_s = 0.0
-            free = int(self._requests_most - used_s / self.request_s)
+            # Nothing is free in debt, which a lowered limit makes too.
+            free = max(0, int(self._requests_most - used_s / self.request_s))
             reset = duration(used_s)
             lines = f"{self._requests_head}{free}\r\nx-ratelimit-reset-requests: {reset}\r\n"
         if self.tpm is not None:
             used_s = meter.tokens_due_s - now_s
             if used_s < 0.0:
                 used_s = 0.0
-            free = int(self._tokens_most - used_s / self.token_s)
-            if free < 0:  # a debt
-                free = 0
+            free = max(0, int(self._tokens_most - used_s / self.token_s))
             reset = duration(used_s)
             lines += f"{self._tokens_head}{free}\r\nx-ratelimit-reset-tokens: {reset}\r\n"
         return lines.encode()
@@ -142,7 +140,7 @@ class Day:
 class Meter(msgspec.Struct, gc=False):
     """The two buckets of one caller or one model, and the caller's count for the day.
 
-    Out of the garbage collector's sight (there are no cycles): it would pause for a million of them.
+    Out of the garbage collector's sight (there are no cycles): a million would make it pause.
     """
 
     requests_due_s: float = 0.0

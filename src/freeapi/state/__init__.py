@@ -1,0 +1,1 @@
+"""Where counters live that outlast a request, or the process."""

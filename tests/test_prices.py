@@ -1,0 +1,122 @@
+"""Prices from the shipped table: for which models, and what is said where there is none."""
+
+from __future__ import annotations
+
+import runpy
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from freeapi import prices
+from freeapi.config import Config, ConfigError
+from freeapi.policy.models import BUILTIN
+from freeapi.policy.prices import parse_table
+from tests.configs import KEY, read
+
+ROOT = Path(__file__).parents[1]
+PAID = {"OPENAI_API_KEYS": KEY}
+
+
+def prices_of(config: Config) -> dict[str, tuple[int | None, int | None]]:
+    """Both prices by name."""
+    return {
+        model.name: (model.input_nanousd_per_mtok, model.output_nanousd_per_mtok)
+        for model in config.models
+    }
+
+
+@pytest.mark.parametrize("url", ["https://api.openai.com/v1", "http://127.0.0.1:9/v1"])
+def test_builtin_models_have_prices(url: str) -> None:
+    """Each model of the built-in table can be served for money without more configuration."""
+    priced = prices_of(prices.priced(read({**PAID, "OPENAI_BASE_URL": url})))
+    assert list(priced) == [row.name for row in BUILTIN]
+    assert all(given and out for given, out in priced.values())
+    assert priced["gpt-3.5-turbo"] == priced["gpt-4o-mini"]
+
+
+def test_known_price_is_openais() -> None:
+    """The table's unit is nano-dollars for a million tokens: gpt-4o-mini costs $0.15 and $0.60."""
+    config = prices.priced(read(PAID))
+    assert prices_of(config)["gpt-4o-mini"] == (150_000_000, 600_000_000)
+
+
+def test_cache_writes_and_long_context_are_in_the_bound() -> None:
+    """Of gpt-6-luna's prices the highest tier and the cache's surcharge count."""
+    config = prices.priced(read(PAID))
+    assert prices_of(config)["gpt-6-luna"] == (250_000_000, 750_000_000)
+
+
+def test_configured_prices_win() -> None:
+    """What the operator says stands, for each of the two."""
+    toml = "[[model]]\nname = 'gpt-4o-mini'\ninput_usd_per_mtok = 0.5"
+    assert prices_of(prices.priced(read(PAID, toml)))["gpt-4o-mini"] == (500_000_000, 600_000_000)
+    toml = "[[model]]\nname = 'gpt-4o-mini'\noutput_usd_per_mtok = 7"
+    assert prices_of(prices.priced(read(PAID, toml)))["gpt-4o-mini"] == (150_000_000, 7 * 10**9)
+
+
+UPSTREAMS = """
+[[upstream]]
+name = "paid"
+base_url = "https://api.openai.com/v1"
+keys_env = "OPENAI_API_KEYS"
+[[upstream]]
+name = "eu"
+base_url = "https://eu.api.openai.com/v1"
+keys_env = "OPENAI_API_KEYS"
+[[upstream]]
+name = "local"
+base_url = "http://127.0.0.1:9/v1"
+free = true
+"""
+
+
+def test_paid_models_without_a_price_are_all_named() -> None:
+    """Every model that money is asked for and whose price nobody knows stops the start."""
+    toml = UPSTREAMS + "".join(
+        f"[[model]]\n{line}\n"
+        for line in (
+            "name = 'made-up'",
+            "name = '*'",
+            "name = 'half'\ninput_usd_per_mtok = 1",
+            "name = 'served-free'\nupstreams = ['local']",
+            "name = 'whole'\ninput_usd_per_mtok = 1\noutput_usd_per_mtok = 1",
+            "name = 'gpt-4o-mini'",
+        )
+    )
+    with pytest.raises(ConfigError) as caught:
+        prices.priced(read(PAID, toml))
+    named = [problem.name for problem in caught.value.problems]
+    assert named == ["[[model]] 'made-up'", "[[model]] '*'", "[[model]] 'half'"]
+    assert "input_usd_per_mtok and output_usd_per_mtok" in str(caught.value)
+
+
+def test_dearest_upstream_counts() -> None:
+    """A model that several upstreams serve is reserved at the highest of their prices."""
+    toml = UPSTREAMS + "[[model]]\nname = 'gpt-4o-mini'\n"
+    config = prices.priced(read(PAID, toml))
+    assert prices_of(config)["gpt-4o-mini"] == (165_000_000, 660_000_000)
+
+
+def test_table_is_not_read_where_no_price_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without paid upstreams, or with all prices given, the start doesn't pay for the table."""
+    monkeypatch.setattr(prices, "TABLE_PATH", tmp_path / "missing")
+    local = read()
+    assert prices.priced(local) is local
+    toml = "[[model]]\nname = 'x'\ninput_usd_per_mtok = 1\noutput_usd_per_mtok = 1"
+    full = read(PAID, toml)
+    assert prices.priced(full) is full
+    with pytest.raises(FileNotFoundError):
+        prices.priced(read(PAID))
+
+
+def test_table_is_what_the_package_says() -> None:
+    """The shipped table is what scripts/prices makes of the locked genai-prices on its day."""
+    script = runpy.run_path(str(ROOT / "scripts" / "prices"))
+    table = parse_table(prices.TABLE_PATH.read_bytes())
+    day = datetime.fromisoformat(table.source.split("in force on ")[1][:10]).replace(tzinfo=UTC)
+    made = {"source": table.source, "sellers": script["sellers"](day)}
+    assert parse_table(msgspec.json.encode(made)) == table
