@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from freeapi.http.wire import Request
 from freeapi.journal import Journal
-from freeapi.policy.callers import Callers, SharedTagWatch, TokenTable
+from freeapi.policy.callers import CallerId, Callers, SharedTagWatch, TokenTable
 from freeapi.policy.limits import DAY_S, Admission, CallerLimits, Limits, ModelBucket
 from freeapi.policy.models import ANY_MODEL, Model
 from freeapi.policy.payload import Prepared
@@ -28,8 +28,15 @@ _SECRET_BYTES: Final = 32
 class Visitor(NamedTuple):
     """A caller's tag of the day, and what it may do."""
 
-    caller: bytes
+    caller: CallerId
     limits: CallerLimits
+
+
+class _Known(NamedTuple):
+    """Who was found to be at the other end of a connection."""
+
+    day: int
+    visitor: Visitor
 
 
 class Gate:
@@ -60,14 +67,23 @@ class Gate:
     def identify(self, request: Request) -> Visitor:
         """Whose request this is. Raises InvalidToken."""
         day = int(time.time() // DAY_S)
-        headers = request.headers
-        known = self._callers.identify_token(headers.get(b"authorization"), day)
-        if known is not None:
-            return Visitor(*known)
-        forwarded_for = headers.get(b"x-forwarded-for")
-        caller = self._callers.identify(request.peer, forwarded_for, day)
-        if self._watch is not None and self._watch.saw(caller, self._now()):
+        if self._watch is None:
+            return self._identify(request, day)
+        # Then a connection is one caller's all day.
+        known = request.peer.memo
+        if not isinstance(known, _Known) or known.day != day:
+            known = request.peer.memo = _Known(day, self._identify(request, day))
+        if self._watch.saw(known.visitor.caller, self._now()):
             self._journal.event("one_caller")
+        return known.visitor
+
+    def _identify(self, request: Request, day: int) -> Visitor:
+        headers = request.headers
+        by_token = self._callers.identify_token(headers.get(b"authorization"), day)
+        if by_token is not None:
+            return Visitor(*by_token)
+        forwarded_for = headers.get(b"x-forwarded-for")
+        caller = self._callers.identify(request.peer.address, forwarded_for, day)
         return Visitor(caller, self._defaults)
 
     def admit(self, visitor: Visitor, prepared: Prepared) -> Admission:

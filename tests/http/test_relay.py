@@ -142,10 +142,12 @@ async def test_error_is_kept_for_the_proxy(asked: Asked, status: int) -> None:
 
 
 async def test_error_body_is_bounded(asked: Asked) -> None:
-    """However much an upstream says about an error, a little is kept."""
+    """However much an upstream says about an error, a little is kept, and no more than 1 MiB read."""
     asked.relay.on_head(500, {})
-    asked.read(*[b"a" * 30_000] * 100)
+    asked.read(*[b"a" * 30_000] * (COLLECT_BYTES_MAX // 30_000))
     assert 0 < len(asked.relay.error_body) <= ERROR_BYTES_MAX
+    with pytest.raises(UpstreamGarbage):
+        asked.read(b"a" * 30_000)
 
 
 async def streamed(asked: Asked, *pieces: bytes) -> Answer:

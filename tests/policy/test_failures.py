@@ -121,6 +121,7 @@ def test_only_a_known_fate_is_safe_to_retry_and_only_a_refusal_is_free() -> None
         "server_error": (True, True),
         "unexpected_status": (False, True),
         "unreachable": (True, False),
+        "connect_timeout": (True, False),
         "cut": (False, True),
         "garbage": (False, True),
         "timed_out": (False, True),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from freeapi import errors
@@ -368,37 +365,3 @@ def test_a_table_for_nobody_is_a_mistake() -> None:
         Limits(0)
     with pytest.raises(AssertionError):
         Desk().admit(ANN, FREE, -1)
-
-
-MANY_CALLERS = """
-from freeapi.policy.limits import CallerLimits, Limits, ModelBucket
-
-def resident_bytes():
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * 4096
-
-before = resident_bytes()
-limits = Limits()
-own = CallerLimits(rpm=20, tpm=40_000, rpd=1_000, concurrency=8)
-model = ModelBucket(None, None)
-for number in range(250_000):
-    now_s = 1_000.0 + number * 1e-6
-    limits.admit(number.to_bytes(8, "little"), own, model, 1_100, now_s, 0.0).settle(300, now_s)
-print(limits)
-print(resident_bytes() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_million_callers_take_less_than_300_mb() -> None:
-    """A quarter of them, none idle, stay below a quarter of it, the interpreter not counted.
-
-    Hash tables double, so that theirs are as full at a quarter million as at a million; all of them
-    would take 10 s.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", MANY_CALLERS], capture_output=True, text=True, check=True
-    )
-    table, taken = done.stdout.splitlines()
-    assert table == "<Limits callers=250000 in_flight=0>"
-    assert 10e6 < int(taken) < 280e6 / 4

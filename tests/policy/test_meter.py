@@ -207,6 +207,17 @@ def test_headers_leave_out_what_is_off() -> None:
     assert b"requests" not in Rates(None, 6).headers(meter, NOW_S)
 
 
+def test_headers_show_no_debt() -> None:
+    """Under a limit that was lowered meanwhile nothing is free, rather than less than nothing."""
+    meter = Meter(requests_due_s=NOW_S + 9.0, tokens_due_s=NOW_S + 90.0)
+    lines = Rates(6_000, 6_000).headers(meter, NOW_S)
+    assert b"remaining-requests: 100\r\n" in lines
+    meter.requests_due_s = NOW_S + 30.0
+    lines = Rates(6_000, 6_000).headers(meter, NOW_S)
+    assert b"remaining-requests: 0\r\nx-ratelimit-reset-requests: 30s\r\n" in lines
+    assert b"remaining-tokens: 0\r\nx-ratelimit-reset-tokens: 1m30s\r\n" in lines
+
+
 @pytest.mark.parametrize("rpm", [1, 7, 20, 60, 3_500])
 def test_remaining_is_what_would_be_admitted(rpm: int) -> None:
     """Exactly as many requests as the header says are let in at that moment."""

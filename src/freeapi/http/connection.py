@@ -55,11 +55,11 @@ class Connection(asyncio.Protocol):
         "_body_length",
         "_broken",
         "_expected_bytes",
-        "_head_bytes",
         "_head_done",
         "_lingering",
         "_loop",
         "_parser",
+        "_peer",
         "_pumping",
         "_reading",
         "_ready",
@@ -67,13 +67,13 @@ class Connection(asyncio.Protocol):
         "_request",
         "_server",
         "_target",
+        "_trailer_bytes",
         "_transport",
         "_unparsed",
         "_unsent_bytes",
         "_waiting_bytes",
         "deadline_s",
         "network",
-        "peer",
         "writable",
     )
 
@@ -90,13 +90,13 @@ class Connection(asyncio.Protocol):
         self._broken: FreeApiError | None = None
         #: A message's first byte has come, and not yet its last; empty lines before it don't count.
         self._begun = False
-        self._request = wire.Request("")
+        self._request = wire.Request(wire.Peer(""))
         self._target = b""
-        self._head_bytes = 0
         self._head_done = False
         #: Fed for a message since its last byte of body, or without its whole head.
         self._waiting_bytes = 0
         self._expected_bytes = 0
+        self._trailer_bytes = 0
         self._body: list[bytes] = []
         self._body_length = 0
         self._pumping = False
@@ -106,7 +106,7 @@ class Connection(asyncio.Protocol):
         #: When it was last looked at, of a caller who doesn't keep up.
         self._unsent_bytes = 0
         self.deadline_s = NEVER_S
-        self.peer = ""
+        self._peer = wire.Peer("")
         #: What connections are counted by.
         self.network = ""
 
@@ -115,8 +115,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         peername = transport.get_extra_info("peername")
-        self.peer = peername[0] if isinstance(peername, tuple) else ""
-        self.network = wire.network(self.peer)
+        self._peer = wire.Peer(peername[0] if isinstance(peername, tuple) else "")
+        self.network = wire.network(self._peer.address)
         self.deadline_s = self._loop.time() + self._server.limits.head_s
         if not self._server.admit(self):
             self._refuse(CapacityExceeded(retry_after_s=1))
@@ -196,28 +196,34 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._begun = True
         self._waiting_bytes = 0
-        self._request = wire.Request(self.peer)
+        self._request = wire.Request(self._peer)
         self._target = b""
-        self._head_bytes = 0
         self._body = []
         self._body_length = 0
+        self._trailer_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         self._target += url
-        self._head_bytes += len(url)
         if len(self._target) > wire.TARGET_BYTES_MAX:
             raise TargetTooLong(problem=f"its target is over {wire.TARGET_BYTES_MAX} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_head(len(name) + len(value) + 4)
-        if not self._head_done:  # else a trailer: counted, never used
+        if not self._head_done:
             self._request.add_header(name, value)
+            return
+        # A trailer, which is of no use.
+        self._trailer_bytes += len(name) + len(value)
+        if self._trailer_bytes > wire.HEAD_BYTES_MAX:
+            raise HeadTooLarge(problem=f"its trailers are over {wire.HEAD_BYTES_MAX} bytes")
 
     def on_headers_complete(self) -> None:
         request = self._request
         parser = self._parser
         request.method = parser.get_method()
         self._head_done = True
+        # One that came in a single slice can't be too large.
+        if self._waiting_bytes and request.head_bytes(self._target) > wire.HEAD_BYTES_MAX:
+            raise HeadTooLarge(problem=f"its head is over {wire.HEAD_BYTES_MAX} bytes")
         limit = self._server.limits.body_bytes_max
         length = wire.check_head(request, self._target, parser.get_http_version(), limit)
         self._expected_bytes = length or 0
@@ -243,11 +249,6 @@ class Connection(asyncio.Protocol):
         self._begun = False
         self._head_done = False
         self._waiting_bytes = 0
-
-    def _count_head(self, length: int) -> None:
-        self._head_bytes += length
-        if self._head_bytes > wire.HEAD_BYTES_MAX:
-            raise HeadTooLarge(problem=f"its head is over {wire.HEAD_BYTES_MAX} bytes")
 
     # --- the order of things ----------------------------------------------------------------------
 
@@ -331,7 +332,7 @@ class Connection(asyncio.Protocol):
         if self._begun and not self._waiting_bytes and not self._head_done:
             self.deadline_s = self._loop.time() + self._server.limits.head_s
         self._waiting_bytes += fed_bytes
-        if self._waiting_bytes > 2 * wire.HEAD_BYTES_MAX:
+        if self._waiting_bytes >= 2 * wire.HEAD_BYTES_MAX:
             self._broken = HeadTooLarge(problem=f"its head is over {wire.HEAD_BYTES_MAX} bytes")
 
     def _refuse(self, error: FreeApiError) -> None:
@@ -343,7 +344,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._lingering:
             return
-        reply = Reply(self, wire.Request(self.peer))
+        reply = Reply(self, wire.Request(self._peer))
         headers = b"content-type: application/json\r\n"
         if error.retry_after_s is not None:
             headers += b"retry-after: %d\r\n" % error.retry_after_s
@@ -409,10 +410,15 @@ class Connection(asyncio.Protocol):
 
 
 def _translated(error: httptools.HttpParserError) -> FreeApiError:
-    """llhttp's complaint, or the error that one of our callbacks raised inside it."""
+    """llhttp's complaint, or the error that one of our callbacks raised inside it.
+
+    Raises what else a callback raised: a mistake of ours, not the caller's. The loop closes then.
+    """
     cause = error.__cause__ or error.__context__
     if isinstance(cause, FreeApiError):
         return cause
+    if cause is not None:
+        raise cause
     if isinstance(error, httptools.HttpParserInvalidMethodError):
         return NotImplementedHttp(problem="its method is not one of HTTP's")
     if "HTTP version" in str(error):

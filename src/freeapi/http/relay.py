@@ -20,7 +20,7 @@ from freeapi.http.sse import USAGE_TAIL_BYTES, EventStream, Usage, error_event, 
 
 #: JSON answers up to this are sent whole; a chat answer of 16,000 tokens is about 100 KB.
 COLLECT_BYTES_MAX = 1_048_576
-#: As much of an error's body is read; OpenAI's are under 1 KiB.
+#: As much of an error's body is kept; OpenAI's are under 1 KiB.
 ERROR_BYTES_MAX = 65_536
 
 _STREAM_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -150,6 +150,8 @@ class Relay:
         self._collected_bytes += len(data)
         if self._collected_bytes <= ERROR_BYTES_MAX:
             self._pieces.append(data)
+        elif self._collected_bytes > COLLECT_BYTES_MAX:
+            raise UpstreamGarbage  # it may never end, and the caller waits
 
     # --- heads ------------------------------------------------------------------------------------
 

@@ -1,11 +1,12 @@
-"""Server-sent events, looked at while they pass.
+"""Server-sent events, and usage objects, looked at while they pass.
 
 ``EventStream`` never rebuilds an event: what goes in comes out, byte for byte and in the same
-call, but for three things. An event that isn't complete yet is kept until its blank line is there,
+call, but for four things. An event that isn't complete yet is kept until its blank line is there,
 so that nothing broken is left behind if the upstream dies. The one extra event that we asked the
-upstream for (``stream_options.include_usage``) is held back from a caller who didn't ask. And an
+upstream for (``stream_options.include_usage``) is held back from a caller who didn't ask. An
 event that reports an error is replaced by one in our wording, as the upstream's may name its
-organisation.
+organisation. And the counts of cached tokens are hidden (``hide_cache_counts``, which bodies that
+are no streams need as well: ``CacheCountHider`` does it for those that pass in pieces).
 
 Pure: bytes in, bytes out. However the bytes are cut, the result is the same.
 
@@ -25,10 +26,28 @@ from freeapi.errors import FreeApiError, UpstreamFailed
 EVENT_BYTES_MAX = 1_048_576
 #: A usage object is a few hundred bytes; so far from the end of a body it is looked for.
 USAGE_TAIL_BYTES = 4_096
+#: Of a longer one only the beginning is edited: this bounds what is held back and looked at twice.
+USAGE_BYTES_MAX = 4_096
 
-_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
-#: Either key, with a value other than null.
-_NOTABLE = re.compile(rb'"(?:usage|error)"\s*:\s*[^\sn]')
+#: What braces and strings allow of JSON between two braces. Possessive: never looked at twice.
+_FLAT = rb'[^{}"]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^{}"]*+)*+'
+_FLAT_OBJECT = rb"\{%b\}" % _FLAT
+_OBJECT_OF_OBJECTS = rb"\{%b(?:%b%b)*+\}" % (_FLAT, _FLAT_OBJECT, _FLAT)
+#: Three levels: OpenAI's has two.
+_USAGE = re.compile(
+    rb'"usage"\s*+:\s*+(\{%b(?:%b%b)*+\})' % (_FLAT, _OBJECT_OF_OBJECTS, _FLAT), re.DOTALL
+)
+_USAGE_KEY = b'"usage"'
+#: The key, and what makes its value an object, as far as the bytes go.
+_USAGE_START = re.compile(rb'"usage"\s*+(?::\s*+(?:\{|\Z)|\Z)')
+#: The key's beginning, where the bytes end within it.
+_USAGE_KEY_CUT = re.compile(rb'"(?:u(?:s(?:a(?:ge?)?)?)?)?\Z')
+#: Whatever a vendor calls it: ``cached_tokens`` (OpenAI), ``prompt_cache_hit_tokens`` and its
+#: ``miss`` (DeepSeek), ``cache_read_input_tokens`` (Anthropic), ``cached_content_token_count``
+#: (Gemini).
+_CACHE_COUNT = re.compile(rb'(cache\w*"\s*+:\s*+)(-?\d[\d.eE+-]*+)(?=[\s,}])')
+#: Either key, with a value other than null; or with the end of a ``data:`` line before the value.
+_NOTABLE = re.compile(rb'"(?:usage|error)"(?:\s*:\s*[^\sn]|[ \t]*[\r\n])')
 #: The last is a blank line whose ``\n`` is still to come (see _BLANK_LINES).
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\r\n|\r\n\n|\n\n|\r\r|\n\r")
 #: No JSON has a line end where this wants it, whatever a model was made to say.
@@ -76,6 +95,71 @@ def find_usage(body: bytes) -> Usage | None:
         except msgspec.DecodeError:
             continue
     return usage
+
+
+def hide_cache_counts(data: bytes) -> bytes:
+    """The same bytes, as many of them, with 0 for each count of cached tokens in a usage object.
+
+    On an account that strangers share, such a count tells whether somebody else has lately sent the
+    same beginning of a prompt. It is 0 padded with spaces, which JSON allows after a number. An
+    object counts as usage under that key at any depth, and never within a string: there a quote is
+    escaped. O(bytes): 5 µs for a short answer, a quarter of a millisecond for 1 MiB.
+
+    >>> hide_cache_counts(b'{"usage":{"prompt_tokens_details":{"cached_tokens":1024}}}')
+    b'{"usage":{"prompt_tokens_details":{"cached_tokens":0   }}}'
+    """
+    hider = CacheCountHider()
+    return hider.feed(data) + hider.rest()
+
+
+class CacheCountHider:
+    """``hide_cache_counts`` for bytes that pass in pieces; holds back USAGE_BYTES_MAX at most."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        #: Where a usage object may have begun that isn't complete.
+        self.held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what was read; returns what may go to the caller now, perhaps nothing."""
+        if self.held:
+            data = self.held + data
+        pieces = []
+        done = 0
+        while (start := data.find(_USAGE_KEY, done)) >= 0:
+            end = _usage_end(data, start)
+            if end is None:
+                break
+            pieces += data[done:start], _CACHE_COUNT.sub(_as_zero, data[start:end])
+            done = end
+        else:
+            cut = _USAGE_KEY_CUT.search(data, max(done, len(data) - len(_USAGE_KEY)))
+            start = len(data) if cut is None else cut.start()
+        self.held = data[start:]
+        if not done:  # nothing was changed, nor is there anything to copy in most reads
+            return data[:start]
+        return b"".join((*pieces, data[done:start]))
+
+    def rest(self) -> bytes:
+        """What was held back, at the end of all bytes: an object without an end counts as one."""
+        held, self.held = self.held, b""
+        return _CACHE_COUNT.sub(_as_zero, held)
+
+
+def _usage_end(data: bytes, start: int) -> int | None:
+    """Where what begins with the key at ``start`` ends; None if that takes more bytes to tell."""
+    limit = start + USAGE_BYTES_MAX
+    found = _USAGE.match(data, start, limit)
+    if found is not None:
+        return found.end()
+    if _USAGE_START.match(data, start) is None:
+        return start + len(_USAGE_KEY)
+    return None if len(data) < limit else limit
+
+
+def _as_zero(count: re.Match[bytes]) -> bytes:
+    return count[1] + b"0".ljust(len(count[2]))
 
 
 def error_event(error: FreeApiError) -> bytes:
@@ -143,8 +227,11 @@ class EventStream:
     def _overlong(self) -> bytes:
         if self._held_bytes <= EVENT_BYTES_MAX:
             return b""
-        self._held_bytes = 0
-        return self.rest()
+        hider = CacheCountHider()
+        passed = hider.feed(b"".join(self._held))
+        self._held = [hider.held] if hider.held else []
+        self._held_bytes = len(hider.held)
+        return passed
 
     def _edited(self, whole: bytes) -> bytes:
         """Find the records in complete events, and leave out what the caller is not to get."""
@@ -164,11 +251,27 @@ class EventStream:
                 return error_event(UpstreamFailed())
             record = _decode_record(data)
         except msgspec.DecodeError:
-            return event
-        if record.usage is None:
-            return event
-        self.usage = record.usage
-        return b"" if self._hides_usage and record.choices == [] else event
+            return _without_cache_counts(event)
+        if record.usage is not None:
+            self.usage = record.usage
+            if self._hides_usage and record.choices == []:
+                return b""
+        return _without_cache_counts(event)
+
+
+def _without_cache_counts(event: bytes) -> bytes:
+    """The event with its counts hidden, also where it cuts the JSON into several lines."""
+    hidden = hide_cache_counts(event)
+    data = _data(hidden)
+    if b"\n" not in data:
+        return hidden
+    parts = iter(hide_cache_counts(data).split(b"\n"))
+    return b"".join(
+        b"data:" + next(parts) + line[len(line.rstrip(b"\r\n")) :]
+        if line.startswith(b"data:")
+        else line
+        for line in hidden.splitlines(keepends=True)
+    )
 
 
 def _data(event: bytes) -> bytes:

@@ -176,7 +176,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._check_head_bytes(len(data))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             cause = error.__cause__ or error.__context__
-            self._fail(cause if isinstance(cause, FreeApiError) else UpstreamGarbage())
+            if cause is not None and not isinstance(cause, FreeApiError):
+                raise cause from None  # a mistake of ours: the loop reports it and closes
+            self._fail(cause or UpstreamGarbage())
             return
         except FreeApiError as error:
             self._fail(error)

@@ -57,6 +57,8 @@ UNEXPECTED: Final = Failure("unknown", False, True, "unexpected_status", errors.
 # Failures without a complete answer: the edge knows which of them it met.
 #: DNS, TCP or TLS: not a byte of the request was sent.
 UNREACHABLE: Final = Failure("upstream", True, False, "unreachable", errors.UpstreamUnreachable)
+#: The same by time-out: a kind of its own, as its caller is told 504 where no other key is left.
+UNCONNECTED: Final = Failure("upstream", True, False, "connect_timeout", errors.ConnectTimeout)
 #: The request was sent and the answer cut: it may be running, and billed, all the same.
 CUT: Final = Failure("upstream", False, True, "cut", errors.UpstreamCut)
 GARBAGE: Final = Failure("upstream", False, True, "garbage", errors.UpstreamGarbage)
@@ -124,6 +126,7 @@ _DIMENSIONS: Final = tuple(
     (b"x-ratelimit-remaining-" + unit, b"x-ratelimit-reset-" + unit)
     for unit in (b"requests", b"tokens")
 )
+_REMAINING: Final = tuple(remaining for remaining, _ in _DIMENSIONS)
 #: The header names that are read here: the edge need keep no others of an answer.
 HEADERS_READ: Final = frozenset(
     {b"retry-after", b"retry-after-ms", *(name for pair in _DIMENSIONS for name in pair)}
@@ -171,6 +174,8 @@ def exhausted_for_s(headers: Mapping[bytes, bytes]) -> float | None:
     Source: x-ratelimit-remaining-* and x-ratelimit-reset-* ("the time until the limit resets to its
     initial state"). [O]
     """
+    if not (_REMAINING[0] in headers or _REMAINING[1] in headers):
+        return None
     waits_s = [
         _duration_s(headers.get(reset, b""))
         for remaining, reset in _DIMENSIONS

@@ -83,15 +83,18 @@ class Rates:
             used_s = meter.requests_due_s - now_s
             if used_s < 0.0:
                 used_s = 0.0
-            # Nothing is free in debt, which a lowered limit makes too.
-            free = max(0, int(self._requests_most - used_s / self.request_s))
+            free = int(self._requests_most - used_s / self.request_s)
+            if free < 0:  # a limit that was lowered meanwhile
+                free = 0
             reset = duration(used_s)
             lines = f"{self._requests_head}{free}\r\nx-ratelimit-reset-requests: {reset}\r\n"
         if self.tpm is not None:
             used_s = meter.tokens_due_s - now_s
             if used_s < 0.0:
                 used_s = 0.0
-            free = max(0, int(self._tokens_most - used_s / self.token_s))
+            free = int(self._tokens_most - used_s / self.token_s)
+            if free < 0:  # a debt
+                free = 0
             reset = duration(used_s)
             lines += f"{self._tokens_head}{free}\r\nx-ratelimit-reset-tokens: {reset}\r\n"
         return lines.encode()
