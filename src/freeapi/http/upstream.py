@@ -171,36 +171,32 @@ class UpstreamConnection(asyncio.Protocol):
             self.answered_s = now_s
         if not self._paused:
             self.deadline_s = min(now_s + self._pool.timeouts.idle_s, self._final_s)
+        failure: FreeApiError | None = None
         try:
             self._parser.feed_data(data)
             self._check_head_bytes(len(data))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             cause = error.__cause__ or error.__context__
-            if cause is not None and not isinstance(cause, FreeApiError):
-                raise cause from None  # a mistake of ours: the loop reports it and closes
-            self._fail(cause or UpstreamGarbage())
-            return
+            failure = cause if isinstance(cause, FreeApiError) else UpstreamGarbage()
         except FreeApiError as error:
-            self._fail(error)
-            return
-        self._pass_on()
+            failure = error
+        if self._body:  # what came before a fault is sound, and may have come in a read of its own
+            self._pass_on()
+        if failure is not None:
+            self._fail(failure)
+        elif self._complete and self._sink is not None:
+            self._finish()
 
     def _pass_on(self) -> None:
-        """Give the sink what one read brought, and finish when that was the end."""
-        sink = self._sink
-        body = self._body
+        """Give the sink what one read brought of the body."""
+        sink, body = self._sink, self._body
         if sink is None:
             return
-        if body:
-            data = body[0] if len(body) == 1 else b"".join(body)
-            self._body = []
-            try:
-                sink.on_data(data)
-            except FreeApiError as error:
-                self._fail(error)
-                return
-        if self._complete and self._sink is not None:
-            self._finish()
+        self._body = []
+        try:
+            sink.on_data(body[0] if len(body) == 1 else b"".join(body))
+        except FreeApiError as error:
+            self._fail(error)
 
     def eof_received(self) -> None:
         """A body without a length ends here (RFC 9112 section 6.3, case 8); any other is cut."""
@@ -273,14 +269,15 @@ class UpstreamConnection(asyncio.Protocol):
         keep_alive = self._headers.get(b"keep-alive")
         self._reset()
         self._release(keep_alive)
-        error: FreeApiError | None = FreeApiError()  # what a bug of the sink's leaves behind
         try:
             sink.on_end()
-            error = None
-        except FreeApiError as raised:
-            error = raised
-        finally:
+        except FreeApiError as error:
             _resolve(done, error)
+        except BaseException:  # a bug of the sink's: still, who waits must wake
+            _resolve(done, FreeApiError())
+            raise
+        else:
+            _resolve(done, None)
 
     def _release(self, keep_alive: bytes | None) -> None:
         transport = self._transport
