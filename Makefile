@@ -1,5 +1,5 @@
 # The commands that README and CI use. Each sets up what it needs first; the second time that costs nothing.
-.PHONY: run setup test check fix lock
+.PHONY: run setup test check fix fuzz lock
 
 # `exec`: a signal that make passes on, or the terminal sends, reaches the proxy and no shell in between.
 run: .venv/.runtime
@@ -20,8 +20,18 @@ fix: .venv/.dev
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
+# Each target for FUZZ_S seconds; what is found, and the corpora to go on from, are in .fuzz/.
+FUZZ_S ?= 60
+fuzz: .venv/.dev
+	@for target in tests/fuzz/fuzz_*.py; do \
+		echo "$$target, $(FUZZ_S) s"; \
+		FUZZ_S=$(FUZZ_S) .venv/bin/python -m tests.fuzz.$$(basename $$target .py) || exit 1; \
+	done
+
 lock:
 	scripts/lock
+	$(MAKE) .venv/.dev
+	.venv/bin/python scripts/prices
 
 .venv/.runtime: locks/runtime.txt pyproject.toml scripts/setup scripts/debian-packages
 	@scripts/setup runtime

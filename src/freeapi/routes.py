@@ -7,6 +7,7 @@ account can't offer (it would show one caller's data to another) is a 404 that s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -59,6 +60,8 @@ _PATH_SHOWN_MAX: Final = 100
 #: openai-node ignores a longer ``retry-after`` and hammers instead, unless told to give up.
 RETRY_WAIT_MAX_S: Final = 60.0
 _GIVE_UP: Final = b"x-should-retry: false\r\n"
+#: A wait is the difference of two times in a double: 0.3 s may come as 0.3000000000001.
+_SLACK_MS: Final = 0.001
 
 
 class Routes:
@@ -152,16 +155,15 @@ class Routes:
 def refuse(reply: Reply, error: FreeApiError, headers: bytes = b"") -> None:
     """Answer with an error in OpenAI's shape and the headers that its SDKs obey.
 
-    ``retry-after`` in whole seconds, rounded up, is for everybody; ``retry-after-ms`` and
-    ``x-should-retry`` are read by OpenAI's own SDKs. Source: openai-python, ``_base_client.py``.
+    ``retry-after`` in whole seconds is for everybody; ``retry-after-ms`` and ``x-should-retry`` are
+    read by OpenAI's own SDKs. Both waits are rounded up: who obeys isn't too early.
+    Source: openai-python, ``_base_client.py``.
     """
     headers += JSON
     if error.retry_after_s is not None:
-        wait_ms = max(1, int(error.retry_after_s * 1_000))
+        wait_ms = max(1, math.ceil(error.retry_after_s * 1_000 - _SLACK_MS))
         headers += b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (-(-wait_ms // 1_000), wait_ms)
-        if error.retry_after_s > RETRY_WAIT_MAX_S:
-            headers += _GIVE_UP
-    elif error.should_retry is False:
+    if error.should_retry is False or (error.retry_after_s or 0.0) > RETRY_WAIT_MAX_S:
         headers += _GIVE_UP
     if isinstance(error, MethodNotAllowed):
         headers += b"allow: %b\r\n" % str(error.facts["allow"]).encode()
