@@ -42,17 +42,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "local": {"errors", "journal", "http"},
     "pages": MIDDLE | {"routes"},
     "routes": MIDDLE,
-    "proxy": MIDDLE | {"routes", "gate", "scheduler", "dispatch"},  # only the root imports it
+    "proxy": MIDDLE | {"routes", "gate", "scheduler", "dispatch", "dryrun"},  # only root imports it
     "showing": CONFIG,
     "gate": MIDDLE,
     "prices": CONFIG | {"errors", "policy"},
     "upstreams": MIDDLE,
     "scheduler": MIDDLE | {"gate"},
-    "dispatch": MIDDLE | {"routes", "upstreams"},
+    "dryrun": MIDDLE | {"upstreams"},
+    "hardening": set(),
+    "dispatch": MIDDLE | {"routes", "upstreams", "dryrun"},
     "banner": MIDDLE | {"local", "upstreams"},
     "gateway": ROOT_PARTS | {"banner", "upstreams"},
     "commands": ROOT_PARTS,
-    "cli": ROOT_PARTS | {"commands", "gateway", "showing", "prices", "upstreams"},
+    "cli": ROOT_PARTS | {"commands", "gateway", "hardening", "showing", "prices", "upstreams"},
     "__main__": {"cli"},
 }
 #: Decisions and parsers: the same bytes, numbers and times give the same answer, anywhere.

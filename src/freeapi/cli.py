@@ -19,8 +19,10 @@ import msgspec
 from dotenv import dotenv_values
 
 from freeapi import __version__
+from freeapi.commands import audit
 from freeapi.config import Config, ConfigError, config_path, load
 from freeapi.gateway import run
+from freeapi.hardening import HardeningRefused, harden
 from freeapi.journal import Journal
 from freeapi.pages.status import Money
 from freeapi.policy.budget import Budget
@@ -40,13 +42,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"freeapi {__version__}")
         return 0
     try:
+        if arguments.command == "serve":
+            harden()
         config = _read_config(arguments)
+    except HardeningRefused as error:
+        print(f"freeapi can't start: {error}", file=sys.stderr)
+        return 1
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     if arguments.command == "config":
         print(render(config) + _spending(config))
         return 0
+    if arguments.command == "audit":
+        settings = {**dotenv_values(".env", interpolate=False), **os.environ}
+        given = {name: text for name, text in settings.items() if text}
+        return audit.run(config, given, as_json=arguments.json)
     return _serve(config)
 
 
@@ -80,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to listen on (HOST)")
     serve.add_argument("--port", help="port to listen on, 0 for any free one (PORT)")
     show = commands.add_parser("config", help="show the effective configuration, without secrets")
-    for command in (serve, show):
+    check = commands.add_parser("audit", help="prove on this machine that callers stay private")
+    check.add_argument("--json", action="store_true", help="print the result for machines")
+    for command in (serve, show, check):
         command.add_argument("--config", help="path of freeapi.toml (FREEAPI_CONFIG)")
     commands.add_parser("version", help="show the version")
     return parser

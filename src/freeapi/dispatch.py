@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from freeapi import dryrun
 from freeapi.errors import (
+    BudgetBusy,
     BudgetExhausted,
     CapacityExceeded,
     ClientGone,
@@ -50,10 +52,13 @@ TRIES_MAX: Final = 3
 
 _SERVED_BY_LOCAL: Final = b"x-freeapi-served-by: local\r\n"
 
+#: For a caller whose tries all met keys that failed while others are usable: an SDK's next try.
+KEY_WAIT_S: Final = 1.0
+
 #: Exchanges without a complete answer, as the pool knows them.
 _FAILURES: Final[Mapping[type[UpstreamError], Failure]] = {
     UpstreamUnreachable: failures.UNREACHABLE,
-    ConnectTimeout: failures.UNREACHABLE,
+    ConnectTimeout: failures.UNCONNECTED,
     UpstreamCut: failures.CUT,
     UpstreamStale: failures.STALE,
     UpstreamGarbage: failures.GARBAGE,
@@ -105,8 +110,11 @@ class Delivery:
 
     @property
     def usage(self) -> Usage | None:
-        """What the upstream says that the last try used."""
-        return None if self.relay is None else self.relay.usage
+        """What the upstream says that the last try used; negative figures say nothing."""
+        usage = None if self.relay is None else self.relay.usage
+        if usage is None or min(usage.prompt_tokens, usage.completion_tokens) < 0:
+            return None
+        return usage
 
     @property
     def is_answering(self) -> bool:
@@ -148,13 +156,22 @@ class Dispatcher:
             try:
                 with lease:
                     failure = await self._try(delivery, lease)
-            except BudgetExhausted as exhausted:
-                lease = self._without_money(delivery, lease, exhausted)
+            except (BudgetExhausted, BudgetBusy) as broke:
+                lease = self._without_money(delivery, lease, broke)
                 continue
             if failure is None:
                 return
             lease = self._lease(delivery, failure)
         raise ClientGone
+
+    def rehearse(self, prepared: Prepared) -> bytes:
+        """The request that ``deliver`` would send first, as JSON without its key; takes nothing.
+
+        Raises CapacityExceeded or UpstreamRefused where it would be sent to nobody now.
+        """
+        model = prepared.model
+        key = self._keys.choose(model.upstream_model, model.upstreams, self._now())
+        return dryrun.show(self._upstreams.accounts[key.upstream][key.index], prepared)
 
     def _lease(self, delivery: Delivery, failure: Failure) -> Lease:
         """A key for the next try; where none is left, the reason why the last one failed.
@@ -172,22 +189,29 @@ class Dispatcher:
             assert failure.error is not None, "the caller's own mistakes are not tried again"
             raise failure.error from none_left
 
-    def _without_money(self, delivery: Delivery, lease: Lease, exhausted: BudgetExhausted) -> Lease:
-        """A key of another upstream, which may have a cap of its own or be free; or raise."""
+    def _without_money(
+        self, delivery: Delivery, lease: Lease, error: BudgetExhausted | BudgetBusy
+    ) -> Lease:
+        """A key of another upstream, which may have a cap of its own or be free.
+
+        The embedded model stands in for money that is gone, not for what may come back soon.
+        Raises CapacityExceeded if the others' keys are cooling; else the error that was given.
+        """
         broke = lease.key.upstream
         delivery.upstreams = tuple(name for name in delivery.upstreams if name != broke)
-        if not delivery.upstreams and self._has_stand_in and broke != LOCAL:
+        can_stand_in = self._has_stand_in and isinstance(error, BudgetExhausted)
+        if not delivery.upstreams and can_stand_in and broke != LOCAL:
             delivery.upstreams = (LOCAL,)
             delivery.headers += _SERVED_BY_LOCAL
         if not delivery.upstreams:
-            raise exhausted
+            raise error
         model = delivery.prepared.model
         try:
             return self._keys.lease(
                 model.upstream_model, delivery.upstreams, self._now(), delivery.tried
             )
-        except (CapacityExceeded, UpstreamRefused):
-            raise exhausted from None
+        except UpstreamRefused:
+            raise error from None
 
     async def _try(self, delivery: Delivery, lease: Lease) -> Failure | None:
         """Pay for a try and make it. None: the caller has its answer; else why to try again.
@@ -238,7 +262,7 @@ class Dispatcher:
         if 200 <= relay.status < 300:
             used_up_s = failures.exhausted_for_s(relay.headers)
             self._keys.succeeded(lease, self._now(), used_up_s)
-            delivery.unknown += relay.usage is None
+            delivery.unknown += delivery.usage is None
             return None
         return self._refused(delivery, relay, lease)
 
@@ -250,7 +274,7 @@ class Dispatcher:
         self._report(delivery, lease, failure, None)
         if relay.started:
             relay.fail(error)
-        delivery.unknown += failure.may_be_billed and relay.usage is None
+        delivery.unknown += failure.may_be_billed and delivery.usage is None
         if relay.started:
             return None
         if self._may_retry(delivery, lease, failure):
@@ -269,7 +293,18 @@ class Dispatcher:
             return None
         if self._may_retry(delivery, lease, failure):
             return failure
+        if failure.error in (CapacityExceeded, UpstreamRefused):
+            wait_s = self._pool_wait_s(delivery)
         raise failure.error(retry_after_s=wait_s)
+
+    def _pool_wait_s(self, delivery: Delivery) -> float:
+        """When a new request may find a key: the last one's own wait says nothing of the others."""
+        model = delivery.prepared.model.upstream_model
+        try:
+            self._keys.choose(model, delivery.upstreams, self._now())
+        except (CapacityExceeded, UpstreamRefused) as none_left:
+            return none_left.retry_after_s or KEY_WAIT_S
+        return KEY_WAIT_S
 
     async def _exchange(self, delivery: Delivery, relay: Relay, lease: Lease) -> None:
         """One request over one connection, and the whole of its answer."""

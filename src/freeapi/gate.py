@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
+from freeapi.errors import InvalidToken
 from freeapi.http.wire import Request
 from freeapi.journal import Journal
 from freeapi.policy.callers import CallerId, Callers, SharedTagWatch, TokenTable
@@ -98,6 +99,25 @@ class Gate:
             self._now(),
             time.time(),
         )
+
+    def count(self, visitor: Visitor) -> None:
+        """Take one request without tokens, for no model: an answer that costs an upstream nothing.
+
+        Raises RateLimitExceeded or ConcurrencyExceeded; then nothing is taken.
+        """
+        nothing = ModelBucket(None, None)
+        now_s = self._now()
+        admission = self._limits.admit(
+            visitor.caller, visitor.limits, nothing, 0, now_s, time.time()
+        )
+        admission.settle(0, now_s)
+
+    def headers_for(self, request: Request) -> bytes:
+        """The same lines for a request that comes to nothing; none for who may not call."""
+        try:
+            return self.headers(self.identify(request))
+        except InvalidToken:
+            return b""
 
     def headers(self, visitor: Visitor) -> bytes:
         """The caller's ``x-ratelimit-*`` lines, as of now."""

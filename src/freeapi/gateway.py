@@ -133,7 +133,7 @@ class Gateway:
         status = StatusPage(
             is_ready, lambda: scheduler.waiting, None if self._purse is None else self._purse.status
         )
-        routes = Routes(proxy.chat, models, is_ready, status.body, journal)
+        routes = Routes(proxy.chat, models, is_ready, status.body, gate.headers_for, journal)
         limits = _server_limits(config)
         self._public = Server(routes, limits, self._deadlines, headers=COMMON_HEADERS)
         pages = AdminPages(
@@ -176,9 +176,10 @@ async def _listen(server: Server, host: str, port: int, setting: str) -> tuple[s
 
 
 def _server_limits(config: Config) -> ServerLimits:
+    room = _connections_max()  # in any case: it raises the limit that a configured cap needs too
     return ServerLimits(
         body_bytes_max=config.max_body_bytes,
-        connections_max=config.max_connections or _connections_max(),
+        connections_max=config.max_connections or room,
         connections_per_address_max=(
             None if config.proxy_hops else config.max_connections_per_address
         ),

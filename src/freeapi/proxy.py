@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
+from freeapi import dryrun
 from freeapi.dispatch import Delivery, Dispatcher
 from freeapi.errors import ClientGone, FreeApiError, UnsupportedMediaType
 from freeapi.gate import Gate, Visitor
@@ -17,7 +18,7 @@ from freeapi.http.wire import Request
 from freeapi.journal import Journal
 from freeapi.policy.models import ModelTable
 from freeapi.policy.payload import Prepared, Rules, prepare_chat
-from freeapi.routes import refuse
+from freeapi.routes import JSON, refuse
 from freeapi.scheduler import Grant, Scheduler
 
 
@@ -94,6 +95,9 @@ class Proxy:
         # What: the body checked, adjusted and written anew.
         _require_json(request)
         call.prepared = prepared = prepare_chat(request.body, self._models, self._rules)
+        if dryrun.is_wanted(request):
+            self._rehearse(call.reply, visitor, prepared)
+            return
         # May they, and when: all that it needs at once, or in its turn.
         call.grant = grant = await self._scheduler.grant(visitor, prepared)
         # Deliver: connections, tries, relay.
@@ -101,6 +105,12 @@ class Proxy:
         final_s = request.received_s + self._total_s
         call.delivery = Delivery(visitor.caller, prepared, call.reply, headers, final_s)
         await self._dispatcher.deliver(call.delivery, grant.lease)
+
+    def _rehearse(self, reply: Reply, visitor: Visitor, prepared: Prepared) -> None:
+        """Answer with the request that would be sent; see ``dryrun``."""
+        self._gate.count(visitor)
+        body = self._dispatcher.rehearse(prepared)
+        reply.send(200, self._gate.headers(visitor) + _adjusted(prepared) + JSON, body)
 
     def _settle(self, call: Call) -> None:
         """Put what was used in place of what was reserved; what nobody knows stays reserved."""

@@ -73,9 +73,11 @@ class Routes:
         models: ModelTable,
         is_ready: Callable[[], bool],
         status: Callable[[], bytes],
+        rates: Callable[[Request], bytes],
         journal: Journal,
     ) -> None:
-        """``status`` makes the body of ``GET /status``."""
+        """``status`` makes the body of ``GET /status``, ``rates`` a caller's ``x-ratelimit-*``."""
+        self._rates = rates
         self._models = models
         self._status = status
         self._is_ready = is_ready
@@ -100,7 +102,7 @@ class Routes:
         try:
             self._find(request)(request, reply)
         except FreeApiError as error:
-            refuse(reply, error)
+            refuse(reply, error, self._rates(request) if request.method == b"POST" else b"")
         except Exception as error:  # the boundary of one request: a bug of ours ends only this one
             self._journal.crash("routes", error)
             refuse(reply, FreeApiError())

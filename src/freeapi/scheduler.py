@@ -176,12 +176,26 @@ class Scheduler:
                 return await turn.future
         except TimeoutError:
             _give_back(turn.future)
-            raise self._queue.refusal(visitor.caller, lane, self.now()) from None
+            known_wait_s = self._known_wait_s(visitor, prepared)
+            raise self._queue.refusal(visitor.caller, lane, self.now(), known_wait_s) from None
         except asyncio.CancelledError:
             _give_back(turn.future)
             raise
         finally:
-            self._queue.leave(waiter, self.now())
+            if waiter.state == "waiting":
+                self._queue.leave(waiter, self.now())
+                # Its turn was the next, perhaps, and those behind it need less.
+                self.look()
+
+    def _known_wait_s(self, visitor: Visitor, prepared: Prepared) -> float:
+        """When the request could be served if nobody else waited, as far as that is known."""
+        try:
+            self._take(visitor, prepared).cancel()
+        except _Short as short:
+            return short.error.retry_after_s or 0.0
+        except FreeApiError:  # it is over limits of its own by now, which the next try will tell
+            return 0.0
+        return 0.0
 
     def _serve_waiting(self) -> None:
         """Serve as many waiters as can be, and see that those left are looked at again in time."""

@@ -7,8 +7,9 @@ second process. ``Site`` is a server whose application the test plays by hand.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import uvloop
@@ -41,6 +42,22 @@ async def until(satisfied: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not satisfied():  # noqa: ASYNC110 - most of what is awaited here has no event
             await asyncio.sleep(0.001)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector: what goes now goes because nothing refers to it any more."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def alive(kind: type) -> int:
+    """How many objects of this class there are."""
+    return sum(isinstance(each, kind) for each in gc.get_objects())
 
 
 class Site:

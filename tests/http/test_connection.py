@@ -12,7 +12,8 @@ import socket
 
 import pytest
 
-from tests.http.conftest import TEXT, Site, StartSite, hold, until
+from freeapi.http.connection import Connection
+from tests.http.conftest import TEXT, Site, StartSite, alive, hold, uncollected, until
 from tests.raw_client import Caller, post, request
 
 GET = b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -266,6 +267,16 @@ async def test_what_never_ends_is_bounded_in_bytes(site: Site, start: bytes) -> 
         assert await refusal(site, caller, start + b"a" * 70_000) == (431, "head_too_large")
 
 
+async def test_large_head_behind_another_request_is_refused(site: Site) -> None:
+    """Where its bytes are cut for the parser makes no head of 20 KB an acceptable one."""
+    async with site.caller() as caller:
+        await caller.send(GET + head(b"x-a: " + b"a" * 20_000) + SMUGGLED)
+        assert (await caller.answer()).body == b"GET /a "
+        assert (await caller.answer()).status == 431
+        assert await caller.closed() == b""
+    assert len(site.calls) == 1
+
+
 async def test_refusal_comes_after_the_answers_before_it(site: Site) -> None:
     """What is wrong with the second of two pipelined requests doesn't cost the first its answer."""
     async with site.caller() as caller:
@@ -366,3 +377,12 @@ async def test_requests_of_a_caller_that_left_are_dropped(start_site: StartSite)
         await until(lambda: server_side._lingering)
     await until(lambda: not site.connections)
     assert len(site.calls) == 1
+
+
+async def test_closed_connection_is_freed_at_once(site: Site) -> None:
+    """What a caller sent isn't kept until the garbage collector comes by."""
+    with uncollected():
+        async with site.caller() as caller:
+            await caller.ask(post("/p", b"a" * 100_000))
+            assert alive(Connection) == 1
+        await until(lambda: not alive(Connection))

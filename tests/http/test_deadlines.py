@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 
 import pytest
 
@@ -89,6 +90,22 @@ async def test_slow_body_is_refused(start_site: StartSite) -> None:
     async with site.caller() as caller:
         assert (await caller.ask(PART_OF_BODY)).status == 408
         assert await caller.closed() == b""
+    assert site.calls == []
+
+
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nx-a: ", PART_OF_BODY[:-4]])
+async def test_dripping_caller_is_refused(start_site: StartSite, start: bytes) -> None:
+    """A byte now and then doesn't buy more time, neither for a head nor for a body."""
+    site = await start_site(shortest_s=0.05, head_s=0.15, body_s=0.15)
+    start = start.replace(b": 5\r", b": 500000\r")
+    async with site.caller() as caller:
+        await caller.send(start)
+        while not site.refused:
+            await caller.send(b"a")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await caller.head()
+    assert site.refused == ["request_timeout"]
     assert site.calls == []
 
 

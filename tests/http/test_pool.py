@@ -11,8 +11,19 @@ import pytest
 
 from freeapi.errors import ClientGone, UpstreamCut, UpstreamTimeout
 from freeapi.http.pool import IDLE_MAX, UpstreamPool
+from freeapi.http.upstream import UpstreamConnection
 from tests.answers import chunked
-from tests.http.conftest import FINAL_S, OK, NewPool, Taken, ask, begin, until
+from tests.http.conftest import (
+    FINAL_S,
+    OK,
+    NewPool,
+    Taken,
+    alive,
+    ask,
+    begin,
+    uncollected,
+    until,
+)
 from tests.scripted_upstream import (
     PATIENCE_S,
     ScriptedUpstream,
@@ -258,3 +269,14 @@ async def test_closed_pool_ends_its_exchanges(
     with pytest.raises(UpstreamCut):
         await asyncio.wait_for(done, PATIENCE_S)
     await happens(exchange.gone)
+
+
+async def test_closed_connection_is_freed_at_once(
+    upstream: ScriptedUpstream, pool: UpstreamPool
+) -> None:
+    """What an upstream sent isn't kept until the garbage collector comes by."""
+    with uncollected():
+        await ask(pool)
+        assert alive(UpstreamConnection) == 1
+        pool.close()
+        await until(lambda: not alive(UpstreamConnection))

@@ -14,7 +14,7 @@ from freeapi.errors import UpstreamCut, UpstreamGarbage
 from freeapi.http.relay import COLLECT_BYTES_MAX, ERROR_BYTES_MAX, Relay
 from freeapi.http.sse import Usage, error_event
 from tests.answers import DONE, chat_json, delta, usage_event
-from tests.http.conftest import Site, StartSite, hold, until
+from tests.http.conftest import Site, StartSite, alive, hold, uncollected, until
 from tests.raw_client import Answer, Caller, request
 
 JSON = {b"content-type": b"application/json"}
@@ -116,6 +116,13 @@ async def test_what_can_be_no_answer_is_refused(asked: Asked, headers: dict[byte
     assert not asked.relay.started
 
 
+async def test_success_without_a_name_is_refused(asked: Asked) -> None:
+    """A 2xx that HTTP doesn't know is no answer of the API."""
+    with pytest.raises(UpstreamGarbage):
+        asked.relay.on_head(299, JSON)
+    assert not asked.relay.started
+
+
 async def test_identity_is_no_encoding(asked: Asked) -> None:
     """Some servers say that they did nothing."""
     asked.relay.on_head(200, JSON | {b"content-encoding": b"Identity"})
@@ -141,8 +148,21 @@ async def test_error_is_kept_for_the_proxy(asked: Asked, status: int) -> None:
     assert asked.site.calls[0][1].status == 0
 
 
+@pytest.mark.parametrize("status", [200, 500])
+async def test_relay_is_freed_at_once(asked: Asked, status: int) -> None:
+    """A request leaves nothing that only the garbage collector could free."""
+    with uncollected():
+        before = alive(Relay)
+        relay = Relay(asked.site.calls[0][1], OURS, hides_usage=True)
+        relay.on_head(status, JSON)
+        relay.on_data(b"{}")
+        assert alive(Relay) == before + 1
+        del relay
+        assert alive(Relay) == before
+
+
 async def test_error_body_is_bounded(asked: Asked) -> None:
-    """However much an upstream says about an error, a little is kept, and no more than 1 MiB read."""
+    """However much an upstream says about an error, a little is kept; over 1 MiB is garbage."""
     asked.relay.on_head(500, {})
     asked.read(*[b"a" * 30_000] * (COLLECT_BYTES_MAX // 30_000))
     assert 0 < len(asked.relay.error_body) <= ERROR_BYTES_MAX
@@ -214,3 +234,46 @@ async def test_cut_body_is_cut_for_the_caller_too(asked: Asked) -> None:
     assert await asked.caller.piece(answer) == b""
     assert not answer.complete
     await until(lambda: not asked.site.connections)
+
+
+#: A completion whose prompt somebody else had sent before.
+CACHED = chat_json("hello", 2006, 4).replace(
+    b'"total_tokens"', b'"prompt_tokens_details": {"cached_tokens": 1920}, "total_tokens"'
+)
+HIDDEN = CACHED.replace(b"1920", b"0   ")
+assert HIDDEN != CACHED
+
+
+@pytest.mark.parametrize("kind", [JSON, {}, {b"content-type": b"application/vnd.x+json"}])
+async def test_cache_count_of_json_is_hidden(asked: Asked, kind: dict[bytes, bytes]) -> None:
+    """A JSON answer says 0 cached tokens, in as many bytes; what is billed is known as before."""
+    asked.relay.on_head(200, kind | {b"content-length": b"%d" % len(CACHED)})
+    asked.read(CACHED[:-30], CACHED[-30:])
+    asked.relay.on_end()
+    answer = await asked.caller.answer()
+    assert answer.body == HIDDEN
+    assert answer.header("content-length") == str(len(CACHED))
+    assert asked.relay.usage == Usage(prompt_tokens=2006, completion_tokens=4)
+
+
+@pytest.mark.parametrize("has_length", [True, False])
+async def test_cache_count_of_long_json_is_hidden(asked: Asked, has_length: bool) -> None:
+    """Also of a body that is passed on read by read, with the usage cut in two anywhere."""
+    long = b'{"filler":"%b",' % (b"a" * (COLLECT_BYTES_MAX + 10)) + CACHED[1:]
+    length = {b"content-length": b"%d" % len(long)} if has_length else {}
+    asked.relay.on_head(200, JSON | length)
+    end = len(long) - 200
+    asked.read(long[:end], *(long[i : i + 1] for i in range(end, len(long))))
+    asked.relay.on_end()
+    answer = await asked.caller.answer()
+    assert answer.body == long.replace(b"1920", b"0   ")
+    assert answer.complete
+    assert asked.relay.usage == Usage(prompt_tokens=2006, completion_tokens=4)
+
+
+async def test_what_isnt_json_passes_as_it_is(asked: Asked) -> None:
+    """A transcription may say what it likes, and sound may be any bytes."""
+    asked.relay.on_head(200, {b"content-type": b"text/plain; charset=utf-8"})
+    asked.read(CACHED)
+    asked.relay.on_end()
+    assert (await asked.caller.answer()).body == CACHED

@@ -7,7 +7,16 @@ import json
 import pytest
 
 from freeapi.errors import UpstreamCut, UpstreamFailed
-from freeapi.http.sse import EVENT_BYTES_MAX, EventStream, Usage, error_event, find_usage
+from freeapi.http.sse import (
+    EVENT_BYTES_MAX,
+    USAGE_BYTES_MAX,
+    CacheCountHider,
+    EventStream,
+    Usage,
+    error_event,
+    find_usage,
+    hide_cache_counts,
+)
 from tests.answers import DONE, chat_json, delta, event, usage_event
 
 CANARY = "org-canary"
@@ -203,3 +212,128 @@ def test_no_usage_of_a_body(body: bytes) -> None:
 def test_last_usage_counts() -> None:
     """Of several objects the one nearest the end is the upstream's."""
     assert find_usage(chat_json("", 1, 2) + chat_json("", 3, 4)) == Usage(3, 4)
+
+
+#: A usage object with as much detail as OpenAI's.
+DETAILED = {
+    "prompt_tokens": 2006,
+    "completion_tokens": 300,
+    "total_tokens": 2306,
+    "prompt_tokens_details": {"cached_tokens": 1920, "audio_tokens": 7},
+    "completion_tokens_details": {"reasoning_tokens": 11, "note": '{ " '},
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_cache_count_is_0_in_as_many_bytes(indent: int | None) -> None:
+    """Of a JSON answer only the digits of the count change, and what is paid for stays known."""
+    body = json.dumps({"choices": [], "usage": DETAILED, "id": "x"}, indent=indent).encode()
+    hidden = hide_cache_counts(body)
+    assert hidden == body.replace(b"1920", b"0   ")
+    assert json.loads(hidden)["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert find_usage(hidden) == find_usage(body) == Usage(2006, 300)
+
+
+@pytest.mark.parametrize(
+    ("usage", "hidden"),
+    [
+        ('{"prompt_cache_hit_tokens":64,"b":64}', '{"prompt_cache_hit_tokens":0 ,"b":64}'),
+        ('{"prompt_cache_miss_tokens" :\t640}', '{"prompt_cache_miss_tokens" :\t0  }'),
+        ('{"cache_read_input_tokens": 5\n}', '{"cache_read_input_tokens": 0\n}'),
+        ('{"cached_content_token_count":77 }', '{"cached_content_token_count":0  }'),
+        ('{"cache_discount":-1.5e+3,"a":[1]}', '{"cache_discount":0      ,"a":[1]}'),
+        ('{"a":{"b":{"cached_tokens":12}},"cached_tokens":9}', None),
+        (r'{"a":{"}":"{\\\"","cached_tokens":12},"cached_tokens":9}', None),
+        ('{"cached_tokens":null,"x":{"cached_tokens":"12"}}', "{}"),
+    ],
+)
+def test_siblings_of_other_vendors_are_hidden(usage: str, hidden: str | None) -> None:
+    """Whatever the count is called, however deep it is; null and text are no counts."""
+    data = f'{{"x_vendor":{{"usage" : {usage}}},"cached_tokens":12}}'.encode()
+    if hidden is None:
+        hidden = usage.replace("12", "0 ").replace("9", "0")
+    expected = data if hidden == "{}" else data.replace(usage.encode(), hidden.encode())
+    assert hide_cache_counts(data) == expected
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"cached_tokens":1920}',
+        b'{"usage":null,"cached_tokens":1920}',
+        b'{"usage":{"total_tokens":5},"cached_tokens":1920}',
+        b'{"usage":["cached_tokens",1920],"a":{"cached_tokens":1920}}',
+        json.dumps({"content": '"usage":{"cached_tokens":1920}'}).encode(),
+        json.dumps({"usage": {"text": '"cached_tokens": 1920,'}}).encode(),
+        b'["usage", {"cached_tokens":1920}]',
+        b'{"my usage":{"cached_tokens":1920}}',
+        b'{"my\\"usage":{"cached_tokens":1920}}',
+        b"\xff\x00 usage no JSON at all",
+        b"",
+    ],
+)
+def test_outside_of_usage_nothing_is_touched(data: bytes) -> None:
+    """The same words elsewhere, or in what a model was made to say, pass as they are."""
+    assert hide_cache_counts(data) == data
+
+
+def test_body_without_usage_isnt_copied() -> None:
+    """What has nothing to hide is the same object."""
+    body = chat_json("hello").replace(b'"usage"', b'"other"')
+    assert hide_cache_counts(body) is body
+
+
+def test_hiding_holds_back_a_few_bytes_at_most() -> None:
+    """A key that goes nowhere, a long object, spaces without end: memory stays bounded."""
+    for start in (b'"usage":{"a":"', b'"usage":{', b'"usage"', b'"usage" :', b"{"):
+        hider = CacheCountHider()
+        sent = b""
+        for piece in (start, *[b" " * 1_000] * 40):
+            sent += hider.feed(piece)
+            assert len(hider.held) <= USAGE_BYTES_MAX
+        assert sent + hider.rest() == start + b" " * 40_000
+
+
+def test_beginning_of_an_endless_usage_object_is_hidden() -> None:
+    """An object of more than USAGE_BYTES_MAX loses the counts in its beginning at least."""
+    data = b'{"usage":{"cached_tokens":1920,"a":"%b"}}' % (b"a" * 2 * USAGE_BYTES_MAX)
+    assert hide_cache_counts(data) == data.replace(b"1920", b"0   ")
+    cut_number = b'{"usage":{"a":"%b","cached_tokens":1920}}'
+    for filler_bytes in range(USAGE_BYTES_MAX - 50, USAGE_BYTES_MAX):
+        hidden = hide_cache_counts(cut_number % (b"a" * filler_bytes))
+        assert json.loads(hidden)["usage"]["cached_tokens"] in (0, 1920)
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        event({"choices": [], "usage": DETAILED}),
+        event({"choices": [{"delta": {}}], "usage": DETAILED}),
+        event({"type": "response.completed", "response": {"usage": DETAILED}}),
+        event({"usage": {"prompt_tokens_details": {"cached_tokens": 1920}}}),
+        event({"usage": DETAILED}).replace(b'"usage":', b'"usage"\ndata: :'),
+        event({"usage": DETAILED}).replace(b'"usage":', b'"usage":\nid: 7\ndata:'),
+        event({"usage": DETAILED}).replace(b'"cached_tokens":', b'\ndata:"cached_tokens":\ndata: '),
+    ],
+)
+def test_cache_count_of_an_event_is_hidden(data: bytes, end: bytes) -> None:
+    """In whatever event the usage comes, in one line or several, and wherever it is cut."""
+    whole = (delta("1921") + data + DONE).replace(b"\n\n", end).replace(b"\n", end[: len(end) // 2])
+    for cut in range(len(whole)):
+        events = stream()
+        passed = (events.feed(whole[:cut]) if cut else b"") + events.feed(whole[cut:])
+        assert passed + events.rest() == whole.replace(b"1920", b"0   ")
+
+
+def test_cache_count_of_an_overlong_event_is_hidden() -> None:
+    """An event that is passed on in pieces has its usage in one of them, or across two."""
+    usage = json.dumps({"b64_json": "", "usage": DETAILED}).encode()
+    for shift in range(0, len(usage), 7):
+        filler = b"a" * (EVENT_BYTES_MAX - shift)
+        whole = b"data: " + usage.replace(b'""', b'"%b"' % filler, 1) + b"\n\n" + delta("b")
+        events = stream()
+        passed = b"".join(
+            events.feed(whole[i : i + 300_000]) for i in range(0, len(whole), 300_000)
+        )
+        assert passed == whole.replace(b"1920", b"0   ")

@@ -120,6 +120,8 @@ BROKEN: dict[str, tuple[list[Step], type[UpstreamError]]] = {
     "bad length": ([send(OK.replace(b"5", b"5x"))], UpstreamGarbage),
     "two lengths": ([send(TWO_HEADS + b"hello")], UpstreamGarbage),
     "switch": ([send(b"HTTP/1.1 101 Switching\r\nupgrade: h2c\r\n\r\n")], UpstreamGarbage),
+    "status that is none": ([send(b"HTTP/1.1 000 X\r\n\r\nhello"), close()], UpstreamGarbage),
+    "interim with a body": ([send(OK.replace(b"200", b"103") + OK)], UpstreamGarbage),
     "endless head": ([send(OK[:17] + b"a" * 200_000), hang()], UpstreamGarbage),
     "endless heads": ([send(INTERIM * 2_000), hang()], UpstreamGarbage),
     "endless trailer": ([send(CHUNKED + b"0\r\na: "), send(b"a" * 200_000)], UpstreamGarbage),
@@ -144,6 +146,18 @@ async def test_broken_answer_has_its_error(
     assert type(raised.value) is error
     assert (connection.answered_s is None) == name.startswith("nothing")
     await until(lambda: repr(pool) == "<UpstreamPool 0 open, 0 idle>")
+
+
+async def test_body_before_a_fault_is_passed_on(
+    upstream: ScriptedUpstream, pool: UpstreamPool
+) -> None:
+    """What came whole isn't lost by the garbage behind it in the same read."""
+    upstream.plays([send(CHUNKED + chunked(b"hello") + b"xyz\r\n"), hang()])
+    sink = Taken()
+    with pytest.raises(UpstreamGarbage):
+        await ask(pool, sink)
+    assert sink.body == b"hello"
+    assert not sink.is_ended
 
 
 async def test_long_stream_of_small_chunks_is_no_endless_head(

@@ -72,6 +72,25 @@ const scenarios = {
   async failed() {
     return failure(client.chat.completions.create(asked));
   },
+  // With the SDK's default retries: a refusal that says not to come back.
+  async limited() {
+    try {
+      await client.chat.completions.create(asked, { maxRetries: 2 });
+      return { error: null };
+    } catch (error) {
+      const { code, headers } = error;
+      return { error: error.constructor.name, code, headers: Object.fromEntries(headers) };
+    }
+  },
+  // More at once than are let in, then one that comes back once, when it was told to.
+  async patient() {
+    const flood = Array.from({ length: 20 }, () =>
+      failure(client.chat.completions.create(asked)),
+    );
+    const refused = (await Promise.all(flood)).map(({ error }) => error).filter(Boolean);
+    const completion = await client.chat.completions.create(asked, { maxRetries: 1 });
+    return [[...new Set(refused)], completion.choices[0].message.content];
+  },
   async failed_stream() {
     return failure(
       client.chat.completions.create({ ...asked, stream: true }).then((stream) => collect(stream)),

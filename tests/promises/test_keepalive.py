@@ -197,7 +197,11 @@ async def test_ambiguous_requests_are_refused_and_disconnected(
     ("raw", "status", "code"),
     [
         (request("GET", "/healthz", ("x", "y" * 17_000)), 431, "request_too_large"),
-        (request("GET", "/healthz", *((f"x-{n}", "y") for n in range(65))), 431, "request_too_large"),
+        (
+            request("GET", "/healthz", *((f"x-{n}", "y") for n in range(65))),
+            431,
+            "request_too_large",
+        ),
         (request("GET", "/" + "a" * 17_000), 414, "request_too_large"),
     ],
     ids=["long-head", "many-headers", "long-target"],

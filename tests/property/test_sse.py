@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freeapi.errors import UpstreamFailed
-from freeapi.http.sse import EventStream, Usage, error_event
+from freeapi.http.sse import CacheCountHider, EventStream, Usage, error_event, hide_cache_counts
 from tests.answers import DONE, delta, event, usage_event
 
 CANARY = "org-canary"
@@ -82,3 +84,78 @@ def test_any_cut_gives_the_same_events(data: st.DataObject, events: list[bytes])
             expected.append(text)
     assert datas(out) == expected
     assert (usage is not None) == any(datas(one) == datas(USAGE) for one in events)
+
+
+#: Keys of which some mean a usage object or a count, and texts that would if they weren't texts.
+KEYS = st.sampled_from(["usage", "cached_tokens", "cache_read_input_tokens", "a", 'x"usage'])
+LEAVES = st.one_of(
+    st.integers(-99, 10**6),
+    st.none(),
+    st.sampled_from(['"usage":{"cached_tokens":7}', "{", "}", "\\", '"', "usage", "ä"]),
+)
+DOCUMENTS = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def without_counts(value: Any, *, in_usage: bool = False) -> Any:
+    """The same document as a slow and simple reader would hide its counts."""
+    if isinstance(value, list):
+        return [without_counts(one, in_usage=in_usage) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: 0
+        if in_usage and "cache" in key and isinstance(one, int)
+        else without_counts(one, in_usage=in_usage or (key == "usage" and isinstance(one, dict)))
+        for key, one in value.items()
+    }
+
+
+@given(st.data(), DOCUMENTS, st.sampled_from([None, 1]))
+@settings(max_examples=100, deadline=None)
+def test_counts_are_hidden_in_usage_alone(
+    data: st.DataObject, document: Any, indent: int | None
+) -> None:
+    """In any JSON and by any cut: as many bytes, the counts 0, and all else what it was."""
+    body = json.dumps(document, indent=indent).encode()
+    hidden = hide_cache_counts(body)
+    assert len(hidden) == len(body)
+    assert json.loads(hidden) == without_counts(document)
+    hider = CacheCountHider()
+    assert b"".join(map(hider.feed, cut(data, body))) + hider.rest() == hidden
+
+
+@given(
+    st.data(),
+    st.lists(
+        st.sampled_from(
+            [
+                b'"usage"',
+                b":",
+                b"{",
+                b"}",
+                b'"',
+                b"\\",
+                b" 7",
+                b",",
+                b'"cached_tokens":',
+                b"a" * 2_000,
+            ]
+        ),
+        max_size=12,
+    ),
+)
+@settings(max_examples=100, deadline=None)
+def test_what_is_no_json_is_hidden_the_same_by_any_cut(
+    data: st.DataObject, pieces: list[bytes]
+) -> None:
+    """Nonsense keeps its length and nothing but digits of counts changes, wherever it is cut."""
+    body = b"".join(pieces)
+    hidden = hide_cache_counts(body)
+    assert len(hidden) == len(body)
+    assert hidden.replace(b" 0", b" 7") == body
+    hider = CacheCountHider()
+    assert b"".join(map(hider.feed, cut(data, body))) + hider.rest() == hidden

@@ -56,6 +56,7 @@ class Connection(asyncio.Protocol):
         "_broken",
         "_expected_bytes",
         "_head_done",
+        "_head_is_split",
         "_lingering",
         "_loop",
         "_parser",
@@ -93,6 +94,8 @@ class Connection(asyncio.Protocol):
         self._request = wire.Request(wire.Peer(""))
         self._target = b""
         self._head_done = False
+        #: Its message began in an earlier slice, so it may be too large.
+        self._head_is_split = False
         #: Fed for a message since its last byte of body, or without its whole head.
         self._waiting_bytes = 0
         self._expected_bytes = 0
@@ -145,6 +148,8 @@ class Connection(asyncio.Protocol):
         self._lose()
         self._transport = None
         self._server.forget(self)
+        # Its callbacks are ours: a cycle, which would keep the last body until it is collected.
+        del self._parser
 
     def _lose(self) -> None:
         reply, self._reply = self._reply, None
@@ -221,8 +226,7 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         request.method = parser.get_method()
         self._head_done = True
-        # One that came in a single slice can't be too large.
-        if self._waiting_bytes and request.head_bytes(self._target) > wire.HEAD_BYTES_MAX:
+        if self._head_is_split and request.head_bytes(self._target) > wire.HEAD_BYTES_MAX:
             raise HeadTooLarge(problem=f"its head is over {wire.HEAD_BYTES_MAX} bytes")
         limit = self._server.limits.body_bytes_max
         length = wire.check_head(request, self._target, parser.get_http_version(), limit)
@@ -301,6 +305,7 @@ class Connection(asyncio.Protocol):
         else:
             data, self._unparsed = data[:size], data[size:]
         known_length = self._body_length
+        self._head_is_split = self._begun
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:

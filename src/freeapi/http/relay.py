@@ -9,14 +9,26 @@ following read is treated:
   passed on read by read after all, so memory stays bounded;
 - anything but a 2xx is kept (bounded) for the proxy to judge; the caller sees none of it.
 
+In both kinds the counts of cached tokens are hidden (``sse.hide_cache_counts``).
+
 Nothing of the upstream's head goes down but the status, the content type and the length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from freeapi.errors import FreeApiError, UpstreamGarbage
+from freeapi.http import wire
 from freeapi.http.reply import Reply
-from freeapi.http.sse import USAGE_TAIL_BYTES, EventStream, Usage, error_event, find_usage
+from freeapi.http.sse import (
+    USAGE_TAIL_BYTES,
+    CacheCountHider,
+    EventStream,
+    Usage,
+    error_event,
+    find_usage,
+)
 
 #: JSON answers up to this are sent whole; a chat answer of 16,000 tokens is about 100 KB.
 COLLECT_BYTES_MAX = 1_048_576
@@ -34,11 +46,12 @@ class Relay:
         "_content_type",
         "_events",
         "_headers",
+        "_hider",
         "_hides_usage",
         "_pieces",
         "_reply",
+        "_treat",
         "headers",
-        "on_data",
         "started",
         "status",
         "usage",
@@ -50,6 +63,8 @@ class Relay:
         self._headers = headers
         self._hides_usage = hides_usage
         self._events: EventStream | None = None
+        #: None: the body isn't JSON, so nothing in it is a count.
+        self._hider: CacheCountHider | None = CacheCountHider()
         self._content_type = b"application/json"
         self._pieces: list[bytes] = []
         self._collected_bytes = 0
@@ -59,7 +74,8 @@ class Relay:
         #: Something of the answer is on its way to the caller, so it can't be taken back.
         self.started = False
         self.usage: Usage | None = None
-        self.on_data = self._keep_error
+        #: Not a bound method, which would be a cycle and keep the request until it is collected.
+        self._treat: Callable[[Relay, bytes], None] = Relay._keep_error
 
     @property
     def error_body(self) -> bytes:
@@ -75,6 +91,8 @@ class Relay:
         self.headers = headers
         if not 200 <= status < 300:
             return
+        if status not in wire.STATUS_LINES:
+            raise UpstreamGarbage  # no answer of the API, and no status that we could pass on
         content_type = headers.get(b"content-type", self._content_type)
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise UpstreamGarbage  # we asked for none, and couldn't see the usage through it
@@ -82,17 +100,23 @@ class Relay:
         if kind.startswith(b"text/html"):
             raise UpstreamGarbage  # a web page: wrong base URL, captive portal
         self._content_type = content_type
+        if b"json" not in kind:
+            self._hider = None
         if kind.startswith(b"text/event-stream"):
             self._events = EventStream(hides_usage=self._hides_usage)
             self._start(_STREAM_HEADERS, None)
-            self.on_data = self._pass_events
+            self._treat = Relay._pass_events
         else:
             length = headers.get(b"content-length")
             if length is not None and int(length) > COLLECT_BYTES_MAX:
                 self._start(b"", int(length))
-                self.on_data = self._pass
+                self._treat = Relay._pass
             else:
-                self.on_data = self._collect
+                self._treat = Relay._collect
+
+    def on_data(self, data: bytes) -> None:
+        """Treat one read of the body."""
+        self._treat(self, data)
 
     def on_end(self) -> None:
         """Close the caller's answer as the upstream closed its own."""
@@ -108,10 +132,11 @@ class Relay:
         body = b"".join(self._pieces)
         self.usage = find_usage(body)
         if self.started:
+            self._write(b"", is_last=True)
             self._reply.end()
         else:
             self.started = True
-            self._reply.send(self.status, self._own_headers(b""), body)
+            self._reply.send(self.status, self._own_headers(b""), self._shown(body, is_last=True))
 
     def fail(self, error: FreeApiError) -> None:
         """The upstream died after ``started``: tell the caller in the way its answer allows."""
@@ -137,14 +162,26 @@ class Relay:
         self._collected_bytes += len(data)
         if self._collected_bytes > COLLECT_BYTES_MAX:
             self._start(b"", None)
-            self.on_data = self._pass
+            self._treat = Relay._pass
             collected, self._pieces = b"".join(self._pieces), []
             self._pass(collected)
 
     def _pass(self, data: bytes) -> None:
-        self._reply.write(data)
+        self._write(data, is_last=False)
         tail = b"".join(self._pieces) + data[-USAGE_TAIL_BYTES:]
         self._pieces = [tail[-USAGE_TAIL_BYTES:]]
+
+    def _write(self, data: bytes, *, is_last: bool) -> None:
+        shown = self._shown(data, is_last=is_last)
+        if shown:
+            self._reply.write(shown)
+
+    def _shown(self, data: bytes, *, is_last: bool) -> bytes:
+        """What may go to the caller, of this and of what was held back before."""
+        if self._hider is None:
+            return data
+        passed = self._hider.feed(data)
+        return passed + self._hider.rest() if is_last else passed
 
     def _keep_error(self, data: bytes) -> None:
         self._collected_bytes += len(data)

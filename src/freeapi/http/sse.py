@@ -38,10 +38,11 @@ _USAGE = re.compile(
     rb'"usage"\s*+:\s*+(\{%b(?:%b%b)*+\})' % (_FLAT, _OBJECT_OF_OBJECTS, _FLAT), re.DOTALL
 )
 _USAGE_KEY = b'"usage"'
-#: The key, and what makes its value an object, as far as the bytes go.
-_USAGE_START = re.compile(rb'"usage"\s*+(?::\s*+(?:\{|\Z)|\Z)')
-#: The key's beginning, where the bytes end within it.
-_USAGE_KEY_CUT = re.compile(rb'"(?:u(?:s(?:a(?:ge?)?)?)?)?\Z')
+#: The key, and what makes its value an object, as far as the bytes go. After a backslash, the quote
+#: is one within another key.
+_USAGE_START = re.compile(rb'(?<!\\)"usage"\s*+(?::\s*+(?:\{|\Z)|\Z)')
+#: The key's beginning, where the bytes end within it, or what makes its first quote another one.
+_USAGE_KEY_CUT = re.compile(rb'(?:\\|\\?"(?:u(?:s(?:a(?:ge?)?)?)?)?)\Z')
 #: Whatever a vendor calls it: ``cached_tokens`` (OpenAI), ``prompt_cache_hit_tokens`` and its
 #: ``miss`` (DeepSeek), ``cache_read_input_tokens`` (Anthropic), ``cached_content_token_count``
 #: (Gemini).
@@ -103,7 +104,7 @@ def hide_cache_counts(data: bytes) -> bytes:
     On an account that strangers share, such a count tells whether somebody else has lately sent the
     same beginning of a prompt. It is 0 padded with spaces, which JSON allows after a number. An
     object counts as usage under that key at any depth, and never within a string: there a quote is
-    escaped. O(bytes): 5 µs for a short answer, a quarter of a millisecond for 1 MiB.
+    escaped. O(bytes): 5 µs for a short answer, about 1 ms for 1 MiB.
 
     >>> hide_cache_counts(b'{"usage":{"prompt_tokens_details":{"cached_tokens":1024}}}')
     b'{"usage":{"prompt_tokens_details":{"cached_tokens":0   }}}'
@@ -125,7 +126,7 @@ class CacheCountHider:
         """Take what was read; returns what may go to the caller now, perhaps nothing."""
         if self.held:
             data = self.held + data
-        pieces = []
+        pieces: list[bytes] = []
         done = 0
         while (start := data.find(_USAGE_KEY, done)) >= 0:
             end = _usage_end(data, start)
@@ -149,12 +150,12 @@ class CacheCountHider:
 
 def _usage_end(data: bytes, start: int) -> int | None:
     """Where what begins with the key at ``start`` ends; None if that takes more bytes to tell."""
+    if _USAGE_START.match(data, start) is None:
+        return start + len(_USAGE_KEY)
     limit = start + USAGE_BYTES_MAX
     found = _USAGE.match(data, start, limit)
     if found is not None:
         return found.end()
-    if _USAGE_START.match(data, start) is None:
-        return start + len(_USAGE_KEY)
     return None if len(data) < limit else limit
 
 

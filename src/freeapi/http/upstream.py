@@ -177,7 +177,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._check_head_bytes(len(data))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             cause = error.__cause__ or error.__context__
-            failure = cause if isinstance(cause, FreeApiError) else UpstreamGarbage()
+            if cause is not None and not isinstance(cause, FreeApiError):
+                raise cause from None  # a mistake of ours: the loop reports it and closes
+            failure = cause or UpstreamGarbage()
         except FreeApiError as error:
             failure = error
         if self._body:  # what came before a fault is sound, and may have come in a read of its own
@@ -208,6 +210,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport = None
         self._pool.closed(self)
         self._fail(UpstreamCut())
+        del self._parser  # its callbacks are ours: a cycle, which only the collector would free
 
     def expire(self) -> None:
         """The deadline has passed: an idle connection is closed, an exchange fails."""
@@ -243,6 +246,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._sink.on_head(status, headers)
 
     def on_body(self, body: bytes) -> None:
+        if not self._status:  # an interim answer has none (RFC 9112 section 6.3)
+            raise UpstreamGarbage
         self._body.append(body)
 
     def on_message_complete(self) -> None:

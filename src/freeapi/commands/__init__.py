@@ -1,0 +1,1 @@
+"""Commands that look at an instance rather than serve: ``freeapi audit``."""
