@@ -16,6 +16,7 @@ a head of which one byte comes a second (at most SLOW_S).
 
 from __future__ import annotations
 
+import getpass
 import re
 import shutil
 import socket
@@ -281,7 +282,9 @@ def start_nginx(stack: ExitStack, folder: Path, upstream_port: int) -> Started:
         return {}
     port = free_port()
     (folder / "nginx.conf").write_text(
-        f"daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;\n"
+        # As root it would give its workers a user that can't write to our folder.
+        f"user {getpass.getuser()}; worker_processes 1; daemon off; pid {folder}/pid;\n"
+        f"error_log {folder}/error.log;\n"
         "events {}\nhttp { access_log off;\n"
         + "".join(
             f"{kind}_temp_path {folder}/{kind};\n"

@@ -230,8 +230,11 @@ def restart(
         for _ in range(times):
             begun_s = time.monotonic()
             gateway = Gateway(home, {**settings, "PORT": str(port)}, UNLIMITED_MODEL)
-            use(gateway)
-            gateway.stop()
+            try:
+                use(gateway)
+                gateway.stop()
+            finally:
+                gateway.process.kill()
             took_s.append(time.monotonic() - begun_s)
     return took_s
 
@@ -273,13 +276,18 @@ def main(requests: int = REQUESTS, streams: int = STREAMS, restarts: int = RESTA
     with tempfile.TemporaryDirectory() as folder, quick_upstream() as port:
         home, settings = Path(folder), upstream_settings(port)
         gateway = Gateway(home / "soak", settings, UNLIMITED_MODEL)
-        _measure(gateway, "requests", answer_requests, requests)
-        _measure(gateway, "aborted streams", abort_streams, streams)
-        print(f"  {streams_open(port)} streams open at the upstream")
-        gateway.stop()
-        took_s = restart(home / "again", settings, restarts, use_once)
-        left = sorted(path.name for path in (home / "again").iterdir())
-        print(f"{restarts:,} restarts, {sum(took_s) / restarts:.2f} s each; left: {left}")
+        try:
+            _measure(gateway, "requests", answer_requests, requests)
+            _measure(gateway, "aborted streams", abort_streams, streams)
+            print(f"  {streams_open(port)} streams open at the upstream")
+            gateway.stop()
+        finally:
+            gateway.process.kill()
+        for part in range(10):
+            took_s = restart(home / "again", settings, restarts // 10, use_once)
+            count, each_s = (part + 1) * len(took_s), sum(took_s) / len(took_s)
+            print(f"restarts: {count:,}, {each_s:.2f} s each", flush=True)
+        print(f"  left: {[path.name for path in (home / 'again').iterdir()]}")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_tests_that_documents_name_are_there(path: Path) -> None:
 
 
 def test_every_promise_of_privacy_names_its_test() -> None:
-    """In PRIVACY.md's part about this software, each item is one sentence and ends with its tests."""
+    """Each item of PRIVACY.md's part about this software is one sentence and its tests."""
     promises = section(privacy(), PROMISES)
     assert promises.count("\n- ") > 15
     assert unproven(promises) == []
@@ -101,7 +101,7 @@ def test_privacy_tells_what_others_may_keep(words: str) -> None:
 
 
 def test_every_error_is_described_and_no_other() -> None:
-    """docs/errors.md has each status and code that a caller can see, and none that we don't have."""
+    """docs/errors.md has each status and code that there is, and no other."""
     described = described_errors((ROOT / "docs" / "errors.md").read_text(encoding="utf-8"))
     assert described == {(kind.status, kind.code) for kind in kinds_of_error()}
 

@@ -284,6 +284,22 @@ async def test_cost_of_those_who_waited_is_corrected() -> None:
     await abandon(second)
 
 
+async def test_newcomer_need_not_catch_up_with_reservations() -> None:
+    """Who comes while a flood's reservation isn't settled has its turn as if it were, to little."""
+    site = Site(tpm=600)
+    held = await site.grant(b"x", 600)
+    first = await site.waits(b"flood", 600)
+    flood = [await site.waits(b"flood", 290) for _ in range(2)]
+    held.cancel()
+    under_way = await soon(first)
+    newcomer = await site.waits(b"new", 290)
+    under_way.settle(1, 0, 0)  # which is enough for two of them
+    assert (await soon(newcomer)).is_open
+    assert (await soon(flood[0])).is_open
+    assert not flood[1].done()
+    await abandon(flood[1])
+
+
 async def test_repr_shows_counts_only() -> None:
     """Nobody's tag is in it."""
     site = Site(tpm=600)

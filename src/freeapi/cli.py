@@ -27,7 +27,7 @@ from freeapi.journal import Journal
 from freeapi.pages.status import Money
 from freeapi.policy.budget import Budget
 from freeapi.prices import priced
-from freeapi.reading import Problem
+from freeapi.reading import Problem, quote
 from freeapi.showing import render
 from freeapi.state.ledger import LedgerError, read_grants
 from freeapi.upstreams import caps
@@ -133,7 +133,8 @@ def _toml(path: str | None) -> str | None:
         return _read(name)
     except (OSError, UnicodeDecodeError) as error:
         found = "no file" if isinstance(error, FileNotFoundError) else "a file that can't be read"
-        raise ConfigError([Problem(name, found, "a text file in UTF-8")]) from error
+        place = name if name in quote(name) else "FREEAPI_CONFIG"  # it may be a key by mistake
+        raise ConfigError([Problem(place, found, "a text file in UTF-8")]) from error
 
 
 def _read(path: str) -> str:

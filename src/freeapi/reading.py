@@ -219,6 +219,8 @@ class Reader:
         near = get_close_matches(name, known, n=1)
         meant = f"did you mean {known[near[0]]}?" if near else None
         allowed = meant or f"one of {', '.join(sorted(known.values()))}"
+        if _SENSITIVE.search(name):
+            place = place.removesuffix(name) + "…"
         self.problem(place, "a name that nothing here has", allowed)
 
     def _note(

@@ -50,8 +50,9 @@ class Grant:
         used = prompt_tokens + completion_tokens + unknown * tokens_of(self._prepared)
         self._admission.settle(used, self._scheduler.now())
         self.lease.release()
-        if self._waiter is not None and not unknown:
-            self._scheduler.correct(self._waiter, token_cost(prompt_tokens, completion_tokens))
+        if self._waiter is not None:
+            cost = token_cost(prompt_tokens, completion_tokens)
+            self._scheduler.correct(self._waiter, self._waiter.cost if unknown else cost)
         self._scheduler.look()
 
     def cancel(self) -> None:

@@ -61,6 +61,11 @@ def to_neighbours(frame: FrameType) -> None:
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
 
 
+def to_death(frame: FrameType) -> None:
+    """Die without a word."""
+    os._exit(3)
+
+
 #: Which leak, and the function of the gateway's whose first call sets it off.
 LEAKS: dict[str, tuple[str, Leak]] = {
     "file": ("prepare_chat", to_file),
@@ -69,6 +74,8 @@ LEAKS: dict[str, tuple[str, Leak]] = {
     "upstream": ("identify", to_upstream),
     "program": ("identify", to_program),
     "neighbours": ("identify", to_neighbours),
+    # Where nothing was to be sent: what is missed is not the request but the next caller's.
+    "death": ("refuse", to_death),
 }
 
 

@@ -129,6 +129,13 @@ def test_limits_that_stop_the_audit_are_no_pass() -> None:
         audit(read(settings), settings)
 
 
+def test_a_gateway_that_dies_is_no_pass() -> None:
+    """If it goes away in between, nothing is claimed, and it isn't called a leak."""
+    command = [sys.executable, str(LEAKY), "death"]
+    with pytest.raises(Inconclusive, match="stopped answering"):
+        audit(read(ENVIRONMENT), ENVIRONMENT, command)
+
+
 def test_a_gateway_that_does_not_start_is_no_pass(capsys: pytest.CaptureFixture[str]) -> None:
     """If it can't be started, the exit code is 2 and its own words say why."""
     command = [sys.executable, "-c", "print('no such luck')"]

@@ -171,3 +171,19 @@ def test_a_program_that_is_not_there_cannot_be_traced(tmp_path: Path) -> None:
         tracer = Tracer([str(tmp_path / "nothing")], cwd=tmp_path, env={}, out=out)
         with pytest.raises(CannotTrace):
             tracer.start()
+
+
+def test_a_machine_that_forbids_tracing_is_told(tmp_path: Path) -> None:
+    """Who is traced already can't be traced by another: that is said, with what to do about it."""
+    code = """
+import sys
+from pathlib import Path
+from freeapi.commands.tracing import CannotTrace, Tracer
+try:
+    Tracer([sys.executable, "-c", ""], cwd=Path.cwd(), env={}, out=sys.stdout.buffer).start()
+except CannotTrace as error:
+    print(error)
+"""
+    _, printed, status = traced(tmp_path, code)
+    assert b"--cap-add SYS_PTRACE" in printed
+    assert status == 0

@@ -275,6 +275,7 @@ async def test_closed_connection_is_freed_at_once(
     upstream: ScriptedUpstream, pool: UpstreamPool
 ) -> None:
     """What an upstream sent isn't kept until the garbage collector comes by."""
+    upstream.plays([send(OK)])
     with uncollected():
         await ask(pool)
         assert alive(UpstreamConnection) == 1

@@ -271,6 +271,17 @@ async def test_cache_count_of_long_json_is_hidden(asked: Asked, has_length: bool
     assert asked.relay.usage == Usage(prompt_tokens=2006, completion_tokens=4)
 
 
+@pytest.mark.parametrize("end", [b'"', b'"usag', b'"usage": {"cached_tokens": 1920', b"\\"])
+async def test_long_json_that_breaks_off_loses_nothing(asked: Asked, end: bytes) -> None:
+    """A long body whose end is missing goes out to its last byte all the same."""
+    long = b'{"filler":"%b' % (b"a" * (COLLECT_BYTES_MAX + 10)) + end
+    asked.relay.on_head(200, JSON | {b"content-length": b"%d" % len(long)})
+    asked.read(long)
+    asked.relay.on_end()
+    answer = await asked.caller.answer()
+    assert (answer.body, answer.complete) == (long, True)
+
+
 async def test_what_isnt_json_passes_as_it_is(asked: Asked) -> None:
     """A transcription may say what it likes, and sound may be any bytes."""
     asked.relay.on_head(200, {b"content-type": b"text/plain; charset=utf-8"})

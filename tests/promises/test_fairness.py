@@ -34,6 +34,8 @@ class Contest:
     def __init__(self, port: int) -> None:
         self._port = port
         self._served: Counter[str] = Counter()
+        #: Somebody was refused.
+        self._is_short = False
         self._news = asyncio.Condition()
 
     async def _ask(self, address: str) -> None:
@@ -47,6 +49,9 @@ class Contest:
                         self._served[address] += 1
                         self._news.notify_all()
                     else:
+                        if not self._is_short:
+                            self._is_short = True
+                            self._news.notify_all()
                         await self._news.wait()
 
     @asynccontextmanager
@@ -67,14 +72,20 @@ class Contest:
                 with suppress(asyncio.CancelledError):
                     await task
 
-    async def shares(self) -> Counter[str]:
-        """Who had how many of the next answers, from when all have had one."""
+    async def is_short(self) -> None:
+        """Until a flood's ninth is refused: what had gathered is used up, and all wait."""
         async with asyncio.timeout(COUNTED_MAX_S), self._news:
-            await self._news.wait_for(lambda: len(self._served) == len(CALLERS))
-            before = self._served.copy()
-            goal = before.total() + COUNTED
-            await self._news.wait_for(lambda: self._served.total() >= goal)
-            return self._served - before
+            await self._news.wait_for(lambda: self._is_short)
+
+    async def shares(self) -> Counter[str]:
+        """Who had how many of the next answers, once capacity is short and all have had one."""
+        await self.is_short()
+        async with asyncio.timeout(COUNTED_MAX_S), self._news:
+            start = self._served.copy()
+            await self._news.wait_for(lambda: len(self._served - start) == len(CALLERS))
+            start = self._served.copy()
+            await self._news.wait_for(lambda: self._served.total() >= start.total() + COUNTED)
+            return self._served - start
 
 
 async def use_up(gateway: Gateway, upstream: ScriptedUpstream) -> None:
@@ -121,6 +132,7 @@ async def test_a_newcomer_does_not_wait_for_a_flood(
     contest = Contest(gateway.port)
     newcomer, *floods = CALLERS
     async with contest.between(dict.fromkeys(floods, 12)):
+        await contest.is_short()
         for _ in range(3):
             before = len(upstream.requests)
             assert (await ask_from(newcomer, gateway.port, chat())).status == 200

@@ -85,6 +85,10 @@ def audit(config: Config, settings: Mapping[str, str], command: Sequence[str] = 
                 inquiry.look_around()
                 inquiry.look_back(subject.stop())
             return inquiry.report(rehearsal)
+    except OSError as error:
+        raise Inconclusive(
+            f"the gateway stopped answering, or a file can't be had: {error}"
+        ) from error
     finally:
         recorder.close()
 
