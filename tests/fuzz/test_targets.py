@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -122,5 +121,5 @@ async def test_what_is_broken_is_noticed(name: str, monkeypatch: pytest.MonkeyPa
         for seed in target.SEEDS:
             target.check(seed)
 
-    with pytest.raises((AssertionError, KeyError, TypeError, msgspec.MsgspecError)):
+    with pytest.raises((AssertionError, KeyError)):
         run()

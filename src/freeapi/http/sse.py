@@ -89,13 +89,17 @@ def find_usage(body: bytes) -> Usage | None:
     In JSON a quote inside a string is escaped, so what a caller made the model say can't pass for
     the key ``"usage"``.
     """
-    usage = None
-    for found in _USAGE.finditer(body, max(0, len(body) - USAGE_TAIL_BYTES)):
-        try:
-            usage = _decode_usage(found[1])
-        except msgspec.DecodeError:
-            continue
-    return usage
+    first = max(0, len(body) - USAGE_TAIL_BYTES)
+    at = body.rfind(_USAGE_KEY, first)  # a fifth of what it costs to let the pattern search
+    while at >= 0:
+        found = _USAGE.match(body, at)
+        if found is not None and body[at - 1 : at] != b"\\":
+            try:
+                return _decode_usage(found[1])
+            except msgspec.DecodeError:
+                pass
+        at = body.rfind(_USAGE_KEY, first, at)
+    return None
 
 
 def hide_cache_counts(data: bytes) -> bytes:
