@@ -1,6 +1,6 @@
 """Kill a gateway many hundred times under load, and compare what was billed with the cap.
 
-The long version of ``tests/promises/test_spend_crash.py``: the same lives, as many as are asked for.
+The long version of ``tests/promises/test_spend_crash.py``: the same lives, as many as one asks for.
 It prints; the test asserts.
 
 usage: python -m bench.crash [LIVES]

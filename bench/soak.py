@@ -1,8 +1,8 @@
 """How the gateway bears up: memory over many requests and aborted streams, and many restarts.
 
 ``python -m bench.soak`` runs the full size (200,000 requests, 10,000 aborted streams, 1,000
-restarts; some fifteen minutes) and prints what it measured; three numbers as arguments change it. It
-asserts only that every request was answered and every restart clean: the bounds are those of
+restarts; some fifteen minutes) and prints what it measured; three numbers as arguments change it.
+It insists only that each request is answered and each restart clean: the bounds are those of
 ``tests/promises/test_soak``, which runs the same loads at a smaller size.
 
 Plan: three processes, so that none of them measures another: the gateway, an upstream that does as

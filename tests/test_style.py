@@ -72,7 +72,7 @@ FUNCTION_LINES_MAX, FILE_LINES_MAX = 70, 400
 LONG: dict[str, str] = {
     "src/freeapi/http/connection.py": "one state machine, whose invariants hold over all of it",
     "tests/policy/test_budget.py": "one test per rule about money; it alone covers its module",
-    "tests/policy/test_payload.py": "one case for each field of the API; it alone covers its module",
+    "tests/policy/test_payload.py": "one case per field of the API; it alone covers its module",
 }
 
 

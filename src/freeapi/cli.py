@@ -25,7 +25,7 @@ from freeapi.gateway import run
 from freeapi.hardening import HardeningRefused, harden
 from freeapi.journal import Journal
 from freeapi.pages.status import Money
-from freeapi.policy.budget import Budget
+from freeapi.policy.budget import NANO, Budget
 from freeapi.prices import priced
 from freeapi.reading import Problem, quote
 from freeapi.showing import render
@@ -71,8 +71,15 @@ def _spending(config: Config) -> str:
         grants = read_grants(Path(config.data_dir), now_s)
     except LedgerError as error:
         return f"warning: {error}\n"
-    money = Money.of(Budget(limits, grants, now_s).status(now_s))
-    return f"budget: ${money.left_today_usd or 0:.6f} left until {money.resets_at}\n"
+    status = Budget(limits, grants, now_s).status(now_s)
+    money = Money.of(status)
+    lines = [
+        f"budget: ${left / NANO:.6f} left today at {name}\n"
+        for name, left in status.upstream_left_nanousd.items()
+    ]
+    if money.left_today_usd is not None:
+        lines.append(f"budget: ${money.left_today_usd:.6f} left until {money.resets_at}\n")
+    return "".join(lines)
 
 
 def _serve(config: Config) -> int:

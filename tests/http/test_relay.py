@@ -215,6 +215,13 @@ async def test_cut_stream_ends_with_an_error_event(asked: Asked) -> None:
     assert await asked.caller.closed() == b""
 
 
+async def test_usage_so_far_of_a_cut_stream_is_not_what_is_billed(asked: Asked) -> None:
+    """Some upstreams send a usage with each event; before ``[DONE]`` it is only a part."""
+    await streamed(asked, usage_event(3, 4) + delta("a"))
+    asked.relay.fail(UpstreamCut())
+    assert asked.relay.usage is None
+
+
 async def test_stream_cut_after_its_end_is_whole(asked: Asked) -> None:
     """When ``[DONE]`` has passed, a cut is no error to the caller."""
     answer = await streamed(asked, delta("a") + usage_event(3, 4) + DONE)

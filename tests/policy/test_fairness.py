@@ -60,11 +60,18 @@ def take(queue: Queue, now_s: float = 0.0) -> Waiter[str]:
     return waiter
 
 
-def order(queue: Queue, now_s: float = 0.0) -> str:
-    """The callers as they are served until the queue is empty."""
+def spend(queue: Queue) -> str:
+    """Serve the next, who uses all that it reserved."""
+    waiter = take(queue)
+    queue.correct(waiter, waiter.cost)
+    return waiter.caller.decode()
+
+
+def order(queue: Queue) -> str:
+    """The callers as they are served, and use what they reserved, until the queue is empty."""
     callers = ""
-    while (waiter := queue.next(anything, now_s)) is not None:
-        callers += waiter.caller.decode()
+    while queue.waiting:
+        callers += spend(queue)
     return callers
 
 
@@ -105,7 +112,7 @@ def test_new_caller_starts_at_the_least_counter() -> None:
     queue = Queue()
     put_all(queue, "abababababab")
     for _ in range(6):
-        take(queue)
+        spend(queue)
     put_all(queue, "nnn")
     assert order(queue) == "abnabnabn"
 
@@ -118,7 +125,7 @@ def test_idle_caller_earns_nothing() -> None:
     assert order(queue) == "ia"
     put_all(queue, "aaaaa")
     for _ in range(2):
-        take(queue)
+        spend(queue)
     put_all(queue, "iii")
     assert order(queue) == "aiaiai"
 
@@ -170,16 +177,6 @@ def test_lanes_take_turns() -> None:
     for lane in "xxxyy":
         put(queue, "a", lane=lane)
     assert [take(queue).lane for _ in range(5)] == ["x", "y", "x", "y", "x"]
-
-
-def test_firsts_are_those_whom_capacity_would_serve() -> None:
-    """The edge is told the first of each lane, to know when to ask again."""
-    queue = Queue()
-    put(queue, "a", lane="x", item="1")
-    put(queue, "a", lane="x", item="2")
-    put(queue, "b", lane="y", item="3")
-    put(queue, "c", lane="late", item="4", deadline_s=5.0)
-    assert [first.item for first in queue.firsts(5.0)] == ["1", "3"]
 
 
 def test_leaving_takes_effect_at_once() -> None:
@@ -311,7 +308,8 @@ def test_correction_reaches_those_not_waiting() -> None:
     queue = Queue()
     put(queue, "a", cost=1000)
     put_all(queue, "bbb")
-    first, _ = take(queue), take(queue)
+    first = take(queue)
+    spend(queue)
     queue.correct(first, 1)
     put_all(queue, "aa")
     assert order(queue) == "baba"
@@ -345,9 +343,11 @@ def test_late_correction_gives_back_what_is_above_the_least() -> None:
     put_all(queue, "aa", cost=350)
     put_all(queue, "bbbbbb")
     served = [take(queue) for _ in range(6)]
+    for waiter in [one for one in served if one.caller == b"b"]:
+        queue.correct(waiter, 100)
     put_all(queue, "aa")
     for waiter in served:
-        queue.correct(waiter, 0 if waiter.caller == b"a" else 100)
+        queue.correct(waiter, 0)
     assert order(queue) == "baba"
 
 

@@ -67,7 +67,7 @@ async def spend_share(gateway: Gateway, number: int) -> None:
 async def test_it_goes_on_by_the_embedded_model(
     upstream: ScriptedUpstream, gateway: Gateway
 ) -> None:
-    """A caller without money gets real answers, marked, which cost nothing; others aren't marked."""
+    """A caller without money gets real answers, marked and free; others aren't marked."""
     await spend_share(gateway, 1)
     left = await left_nanousd(gateway)
     async with caller(gateway.port) as connection:

@@ -143,9 +143,10 @@ class Relay:
         if self._events is None:
             self._reply.cut()
             return
-        self.usage = self._events.usage
         self._reply.keep_alive = False
-        if not self._events.is_done:
+        if self._events.is_done:
+            self.usage = self._events.usage
+        else:  # and a usage so far, as some upstreams send with each event, isn't what they bill
             self._reply.write(error_event(error))
         self._reply.end()
 

@@ -79,7 +79,7 @@ def parameters(socket_path: str, model_path: str) -> xllamacpp.CommonParams:
     params.n_batch = params.n_ubatch = _BATCH_TOKENS
     params.cpuparams.n_threads = min(os.cpu_count() or 1, _THREADS_MAX)
     params.n_gpu_layers = 0
-    # Where the caller says nothing: with llama.cpp's own 0.8 a model this small rambles on up to the
+    # Where the caller says nothing: at llama.cpp's own 0.8 a model this small rambles on up to the
     # ceiling, now and then for 1,000 tokens. Source: SmolLM2's model card, "Transformers".
     params.sampling.temp = 0.2
     params.sampling.top_p = 0.9

@@ -6,8 +6,9 @@ deadline), and knows no capacity: the edge says whether a waiter can be served n
 
 Plan: a *lane* is one shared capacity, such as a model's, in which callers are equals; it counts the
 token cost that each was served, and the next is the waiting caller with the least. Whoever begins
-to wait starts no lower than the least of those waiting, so that being idle earns nothing. Lanes
-keep apart counters: one that drains slowly would let its callers jump all queues of a fast one.
+to wait starts no lower than the least of those waiting, so that being idle earns nothing (as far as
+that is settled: nobody has to catch up with reservations of which most comes back). Lanes keep
+apart counters: one that drains slowly would let its callers jump all queues of a fast one.
 
 Invariants: of two callers who wait in a lane throughout, none is served more than
 2 x (the dearest request) beyond the other, as reserved; a lane's next request is never overtaken
@@ -174,23 +175,17 @@ class FairQueue(Generic[T]):
                 return waiter
         return None
 
-    def firsts(self, now_s: float) -> list[Waiter[T]]:
-        """The first of each lane: when one of them could be served is when to call ``next``.
-
-        O(lanes with waiters).
-        """
-        lanes = tuple(self._busy.values())
-        return [first for lane in lanes if (first := self._first(lane, now_s)) is not None]
-
     def correct(self, waiter: Waiter[T], used_cost: int) -> None:
         """Put what the request really cost in place of what was charged; 0: it was never sent.
 
-        Unknown costs are not corrected. Does nothing for those not served, or a second time.
+        To be called for all who were served; if the cost is unknown, with what was charged. Does
+        nothing for others, or a second time.
         """
         assert used_cost >= 0
         if waiter.state != "served":
             return
         waiter.state = "over"
+        waiter._account.unsettled -= waiter.cost
         waiter._lane.correct(waiter._account, used_cost - waiter.cost, waiter._spell)
 
     def refusal(
@@ -234,6 +229,7 @@ class FairQueue(Generic[T]):
         # Charged before it is out, since a lane that empties remembers the counter; placed after,
         # since most callers have nothing else that waits.
         account.counter += waiter.cost
+        account.unsettled += waiter.cost
         self._remove(waiter)
         if account.entry is not None:
             lane.place(account)
@@ -266,12 +262,13 @@ class FairQueue(Generic[T]):
 class _Account(Generic[T]):
     """What one caller was served in one lane, and its requests that wait there."""
 
-    __slots__ = ("caller", "counter", "entry", "spare", "spell", "waiters")
+    __slots__ = ("caller", "counter", "entry", "spare", "spell", "unsettled", "waiters")
 
     def __init__(self, caller: bytes) -> None:
         self.caller: Final = caller
-        #: Token cost served, lifted to others' when it began to wait.
+        #: Token cost served, lifted to others' when it began to wait; the part as reserved still.
         self.counter = 0
+        self.unsettled = 0
         #: Its valid place in the lane's heap.
         self.entry: _Entry[T] | None = None
         #: How many times it began to wait, and how far above the least it was at the last.
@@ -288,7 +285,7 @@ _Entry: TypeAlias = tuple[int, int, _Account[T]]
 class _Lane(Generic[T]):
     """One shared capacity: its waiting callers by counter, and the counters of those before."""
 
-    __slots__ = ("_floor", "_heap", "_idle", "_turn", "name", "pace", "size", "waiting")
+    __slots__ = ("_heap", "_idle", "_last", "_turn", "name", "pace", "size", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name: Final = name
@@ -301,8 +298,8 @@ class _Lane(Generic[T]):
         #: Entries that aren't their account's any more are passed over.
         self._heap: list[_Entry[T]] = []
         self._turn = 0
-        #: Where to start when nobody waits: the counter of the last one who did.
-        self._floor = 0
+        #: The last one who waited: where to start when nobody does.
+        self._last: _Account[T] | None = None
 
     def least(self) -> _Account[T]:
         """The waiting caller who was served least. O(log n), amortised."""
@@ -314,7 +311,8 @@ class _Lane(Generic[T]):
     def activate(self, caller: bytes) -> _Account[T]:
         """The caller begins to wait, with at least the least counter of those who do."""
         account = self._idle.pop(caller, None) or _Account(caller)
-        floor = self.least().counter if self.waiting else self._floor
+        least = self.least() if self.waiting else self._last
+        floor = 0 if least is None else least.counter - least.unsettled
         account.spell += 1
         account.spare = max(account.counter - floor, 0)
         account.counter = max(account.counter, floor)
@@ -327,7 +325,7 @@ class _Lane(Generic[T]):
         del self.waiting[account.caller]
         account.entry = None
         if not self.waiting:
-            self._floor = account.counter
+            self._last = account
         self._idle[account.caller] = account
         if len(self._idle) > COUNTERS_MAX:
             self._idle.popitem(last=False)

@@ -1,0 +1,68 @@
+"""The public status: sums only, of what is left and who waits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from freeapi.pages.status import Money, StatusPage
+from freeapi.policy.budget import ALL, Budget, Caps, Grant, Status
+
+#: 2026-11-23 12:00 UTC, and the midnights that follow of the day and of the month.
+NOON_S = 1_795_435_200
+MIDNIGHT, NEXT_MONTH = "2026-11-24T00:00:00Z", "2026-12-01T00:00:00Z"
+DOLLAR = 1_000_000_000
+
+
+def page_of(caps: Caps, *spent: Grant) -> StatusPage:
+    """A page over a budget of which this is spent."""
+    budget = Budget(caps, spent, NOON_S)
+    return StatusPage(lambda: True, lambda: 3, lambda: budget.status(NOON_S))
+
+
+def test_page_tells_state_waiting_and_money() -> None:
+    """It has three keys, and no more can be read from it."""
+    page = page_of(Caps(daily_nanousd=5 * DOLLAR), Grant(ALL, "2026-11-23", 2 * DOLLAR))
+    budget = {"left_today_usd": 3.0, "resets_at": MIDNIGHT}
+    assert json.loads(page.body()) == {"status": "ready", "waiting": 3, "budget": budget}
+
+
+@pytest.mark.parametrize(("is_ready", "word"), [(True, "ready"), (False, "not ready")])
+def test_page_without_caps_has_no_budget(is_ready: bool, word: str) -> None:
+    """Where nothing is capped the budget is null, and the state is as it is now."""
+    page = StatusPage(lambda: is_ready, lambda: 0, None)
+    assert json.loads(page.body()) == {"status": word, "waiting": 0, "budget": None}
+
+
+def test_cap_that_leaves_the_least_is_told() -> None:
+    """With less left of the month than of the day, that is told, and when the month ends."""
+    caps = Caps(daily_nanousd=5 * DOLLAR, monthly_nanousd=50 * DOLLAR)
+    page = page_of(caps, Grant(ALL, "2026-11", 49 * DOLLAR))
+    assert json.loads(page.body())["budget"] == {"left_today_usd": 1.0, "resets_at": NEXT_MONTH}
+
+
+def test_spent_cap_has_nothing_left() -> None:
+    """A cap that was lowered below what is spent leaves zero, never less."""
+    page = page_of(Caps(daily_nanousd=DOLLAR), Grant(ALL, "2026-11-23", 2 * DOLLAR))
+    assert json.loads(page.body())["budget"]["left_today_usd"] == 0.0
+
+
+def test_upstreams_are_not_told() -> None:
+    """Donors' names and caps are theirs: with no other cap what is left today has no number."""
+    page = page_of(Caps(upstream_daily_nanousd={"anna": DOLLAR}))
+    assert b"anna" not in page.body()
+    assert json.loads(page.body())["budget"] == {"left_today_usd": None, "resets_at": MIDNIGHT}
+
+
+def test_page_is_made_anew() -> None:
+    """What changed since the last answer is in the next one."""
+    waiting = iter([1, 2])
+    page = StatusPage(lambda: True, lambda: next(waiting), None)
+    assert [json.loads(page.body())["waiting"] for _ in range(2)] == [1, 2]
+
+
+def test_money_in_dollars() -> None:
+    """To the nano-dollar, as JSON has it."""
+    money = Money.of(Status(1_234_567_891, NOON_S, {}))
+    assert (money.left_today_usd, money.resets_at) == (1.234567891, "2026-11-23T12:00:00Z")
