@@ -174,7 +174,7 @@ def exhausted_for_s(headers: Mapping[bytes, bytes]) -> float | None:
     Source: x-ratelimit-remaining-* and x-ratelimit-reset-* ("the time until the limit resets to its
     initial state"). [O]
     """
-    if not (_REMAINING[0] in headers or _REMAINING[1] in headers):
+    if headers.get(_REMAINING[0]) != b"0" and headers.get(_REMAINING[1]) != b"0":
         return None
     waits_s = [
         _duration_s(headers.get(reset, b""))
