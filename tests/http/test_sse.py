@@ -201,7 +201,7 @@ def test_usage_of_a_body() -> None:
         b'{"usage": {"prompt_tokens": "1", "completion_tokens": 2}}',
         json.dumps({"content": '"usage": {"prompt_tokens": 1, "completion_tokens": 2}'}).encode(),
         chat_json("")[:-20],
-        chat_json("") + b" " * 5_000,
+        chat_json("") + b" " * 20_000,
     ],
 )
 def test_no_usage_of_a_body(body: bytes) -> None:

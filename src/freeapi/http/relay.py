@@ -28,6 +28,7 @@ from freeapi.http.sse import (
     Usage,
     error_event,
     find_usage,
+    hide_cache_counts,
 )
 
 #: JSON answers up to this are sent whole; a chat answer of 16,000 tokens is about 100 KB.
@@ -48,6 +49,7 @@ class Relay:
         "_headers",
         "_hider",
         "_hides_usage",
+        "_is_json",
         "_pieces",
         "_reply",
         "_treat",
@@ -63,8 +65,9 @@ class Relay:
         self._headers = headers
         self._hides_usage = hides_usage
         self._events: EventStream | None = None
-        #: None: the body isn't JSON, so nothing in it is a count.
-        self._hider: CacheCountHider | None = CacheCountHider()
+        #: Of a JSON body that is passed on read by read; None: nothing in it is a count.
+        self._hider: CacheCountHider | None = None
+        self._is_json = True
         self._content_type = b"application/json"
         self._pieces: list[bytes] = []
         self._collected_bytes = 0
@@ -100,8 +103,7 @@ class Relay:
         if kind.startswith(b"text/html"):
             raise UpstreamGarbage  # a web page: wrong base URL, captive portal
         self._content_type = content_type
-        if b"json" not in kind:
-            self._hider = None
+        self._is_json = b"json" in kind
         if kind.startswith(b"text/event-stream"):
             self._events = EventStream(hides_usage=self._hides_usage)
             self._start(_STREAM_HEADERS, None)
@@ -136,7 +138,8 @@ class Relay:
             self._reply.end()
         else:
             self.started = True
-            self._reply.send(self.status, self._own_headers(b""), self._shown(body, is_last=True))
+            shown = hide_cache_counts(body) if self._is_json else body
+            self._reply.send(self.status, self._own_headers(b""), shown)
 
     def fail(self, error: FreeApiError) -> None:
         """The upstream died after ``started``: tell the caller in the way its answer allows."""
@@ -198,4 +201,6 @@ class Relay:
 
     def _start(self, more: bytes, length: int | None) -> None:
         self.started = True
+        if self._is_json:
+            self._hider = CacheCountHider()
         self._reply.start(self.status, self._own_headers(more), length)

@@ -26,6 +26,8 @@ from freeapi.errors import FreeApiError, UpstreamFailed
 EVENT_BYTES_MAX = 1_048_576
 #: A usage object is a few hundred bytes; so far from the end of a body it is looked for.
 USAGE_TAIL_BYTES = 4_096
+#: Shorter bodies are parsed whole to find it.
+_PARSED_BYTES_MAX = 16_384
 #: Of a longer one only the beginning is edited: this bounds what is held back and looked at twice.
 USAGE_BYTES_MAX = 4_096
 
@@ -47,6 +49,7 @@ _USAGE_KEY_CUT = re.compile(rb'(?:\\|\\?"(?:u(?:s(?:a(?:ge?)?)?)?)?)\Z')
 #: ``miss`` (DeepSeek), ``cache_read_input_tokens`` (Anthropic), ``cached_content_token_count``
 #: (Gemini).
 _CACHE_COUNT = re.compile(rb'(cache\w*"\s*+:\s*+)(-?\d[\d.eE+-]*+)(?=[\s,}])')
+_CACHE_COUNT_ABOVE_0 = re.compile(rb'cache\w*"\s*+:\s*+(?!0[\s,}])[-\d]')
 #: Either key, with a value other than null; or with the end of a ``data:`` line before the value.
 _NOTABLE = re.compile(rb'"(?:usage|error)"(?:\s*:\s*[^\sn]|[ \t]*[\r\n])')
 #: The last is a blank line whose ``\n`` is still to come (see _BLANK_LINES).
@@ -78,6 +81,13 @@ class _ErrorRecord(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class _Answer(msgspec.Struct):
+    """A whole answer that isn't a stream."""
+
+    usage: Usage | None = None
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_usage = msgspec.json.Decoder(Usage).decode
 _decode_record = msgspec.json.Decoder(_Record).decode
 _decode_error = msgspec.json.Decoder(_ErrorRecord).decode
@@ -89,8 +99,15 @@ def find_usage(body: bytes) -> Usage | None:
     In JSON a quote inside a string is escaped, so what a caller made the model say can't pass for
     the key ``"usage"``.
     """
+    if len(body) <= _PARSED_BYTES_MAX:  # for a short answer a third of what the pattern costs
+        try:
+            usage = _decode_answer(body).usage
+        except msgspec.DecodeError:
+            usage = None
+        if usage is not None:
+            return usage
     first = max(0, len(body) - USAGE_TAIL_BYTES)
-    at = body.rfind(_USAGE_KEY, first)  # a fifth of what it costs to let the pattern search
+    at = body.rfind(_USAGE_KEY, first)
     while at >= 0:
         found = _USAGE.match(body, at)
         if found is not None and body[at - 1 : at] != b"\\":
@@ -113,6 +130,8 @@ def hide_cache_counts(data: bytes) -> bytes:
     >>> hide_cache_counts(b'{"usage":{"prompt_tokens_details":{"cached_tokens":1024}}}')
     b'{"usage":{"prompt_tokens_details":{"cached_tokens":0   }}}'
     """
+    if _CACHE_COUNT_ABOVE_0.search(data) is None:
+        return data
     hider = CacheCountHider()
     return hider.feed(data) + hider.rest()
 
