@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"errors", "policy", "spelling"},
     "reading": {"errors", "policy", "spelling", "settings"},
     "config": {"errors", "policy"} | CONFIG,
-    "local": {"errors", "journal", "http"},
+    "local": {"errors", "journal", "http", "hardening"},
     "pages": MIDDLE | {"routes"},
     "routes": MIDDLE,
     "proxy": MIDDLE | {"routes", "gate", "scheduler", "dispatch", "dryrun"},  # only root imports it

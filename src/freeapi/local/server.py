@@ -15,9 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import resource
 import select
 import socket
 import sys
@@ -25,6 +23,7 @@ from typing import NoReturn
 
 import xllamacpp  # type: ignore[import-untyped] # it has no stubs
 
+from freeapi.hardening import harden
 from freeapi.local.shape import MODEL_NAME, READY, SLOT_TOKENS, SLOTS
 
 #: More threads than this don't make a model of 135M parameters faster.
@@ -34,8 +33,6 @@ _THREADS_MAX = 4
 _BATCH_TOKENS = 128
 #: Between two looks at the server. A connection to oneself costs about 0.1 ms.
 _WATCH_S = 2.0
-#: Source: prctl(2), PR_SET_DUMPABLE of linux/prctl.h.
-_PR_SET_DUMPABLE = 4
 
 
 def main(socket_path: str, model_path: str) -> NoReturn:
@@ -43,7 +40,7 @@ def main(socket_path: str, model_path: str) -> NoReturn:
 
     Raises RuntimeError if llama.cpp refuses the model's file.
     """
-    forbid_core_dumps()
+    harden()
     with contextlib.suppress(FileNotFoundError):
         os.unlink(socket_path)  # a predecessor's; llama.cpp wouldn't replace it
     server = xllamacpp.Server(parameters(socket_path, model_path))
@@ -54,17 +51,6 @@ def main(socket_path: str, model_path: str) -> NoReturn:
         os._exit(1)
     remove_directory_of(socket_path)
     os._exit(0)
-
-
-def forbid_core_dumps() -> None:
-    """Let a crash leave no image of the prompts in memory, nor a debugger look at them.
-
-    The limit alone isn't enough: Linux ignores it where dumps are piped to a program. Source:
-    core(5), "Piping core dumps to a program".
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def parameters(socket_path: str, model_path: str) -> xllamacpp.CommonParams:
