@@ -214,7 +214,12 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._head_done:
-            self._request.add_header(name, value)
+            headers = self._request.headers
+            name = name.lower()
+            if name in headers:
+                self._request.add_header(name, value)
+            else:  # as add_header does, without the call: SDKs send twenty of them
+                headers[name] = value.strip(b" \t")
             return
         # A trailer, which is of no use.
         self._trailer_bytes += len(name) + len(value)
