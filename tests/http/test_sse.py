@@ -199,6 +199,8 @@ def test_usage_of_a_body() -> None:
         b'{"usage": null}',
         b'{"usage": {}}',
         b'{"usage": {"prompt_tokens": "1", "completion_tokens": 2}}',
+        b'{"usage": {"prompt_tokens": -1, "completion_tokens": 2}}',
+        b'{"usage": {"prompt_tokens": 1, "completion_tokens": 1000000000000}}',
         json.dumps({"content": '"usage": {"prompt_tokens": 1, "completion_tokens": 2}'}).encode(),
         chat_json("")[:-20],
         chat_json("") + b" " * 20_000,

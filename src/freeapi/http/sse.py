@@ -17,6 +17,7 @@ Source: WHATWG HTML, section 9.2.6 "Interpreting an event stream"; OpenAI API re
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 import msgspec
 
@@ -61,11 +62,16 @@ _BLANK_LINES = (b"\n\n", b"\n\r\n", b"\r\r", b"\n\r")
 _LONGEST_BLANK_LINE = 3
 
 
+#: No model takes or gives a thousandth of it: more, or less than none, is a mistake, and no usage.
+TOKENS_MAX = 1_000_000_000
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
+
+
 class Usage(msgspec.Struct, frozen=True):
     """What the upstream says it will bill."""
 
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: Tokens
+    completion_tokens: Tokens
 
 
 class _Record(msgspec.Struct):
