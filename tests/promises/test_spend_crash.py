@@ -155,13 +155,13 @@ async def test_no_kill_makes_it_spend_more_than_the_cap(tmp_path: Path) -> None:
 
 # --- Starting anew --------------------------------------------------------------------------------
 
-SPENT = cost_nanousd(30, 5_000)
+SPENT = cost_nanousd(30, 1_000)
 PLENTY = 1_000_000_000
 
 
 async def spend(gateway: Gateway, upstream: ScriptedUpstream) -> None:
-    """One request, settled."""
-    upstream.plays([send(answer(200, chat_json("Hi", 30, 5_000)))])
+    """One request, settled within what it had reserved."""
+    upstream.plays([send(answer(200, chat_json("Hi", 30, 1_000)))])
     left = await left_nanousd(gateway)
     assert (await ask(gateway.port, DEAR)).status == 200
     await left_becomes(gateway, left - SPENT)
