@@ -85,15 +85,16 @@ class Delivery:
         "was_stale",
     )
 
-    def __init__(self, caller: bytes, prepared: Prepared, reply: Reply, final_s: float) -> None:
-        """``final_s`` (loop time) is when all must be over."""
+    def __init__(
+        self, caller: bytes, prepared: Prepared, reply: Reply, headers: bytes, final_s: float
+    ) -> None:
+        """``headers`` are ours for the caller's answer; ``final_s`` is when all must be over."""
         self.caller = caller
         self.prepared = prepared
         #: The names of the upstreams that may serve it.
         self.upstreams = prepared.model.upstreams
         self.reply = reply
-        #: Ours, for the caller's answer.
-        self.headers = b""
+        self.headers = headers
         self.final_s = final_s
         self.relay: Relay | None = None
         self.tries = 0
@@ -111,11 +112,6 @@ class Delivery:
     def usage(self) -> Usage | None:
         """What the upstream says that the last try used."""
         return None if self.relay is None else self.relay.usage
-
-    @property
-    def may_go_on(self) -> bool:
-        """Whether it can be sent again after a while: upstreams refused it, and bill none of it."""
-        return 0 < self.tries < TRIES_MAX and not self.unknown and not self.reply.is_gone
 
     @property
     def is_answering(self) -> bool:

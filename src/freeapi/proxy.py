@@ -11,7 +11,7 @@ import asyncio
 
 from freeapi import dryrun
 from freeapi.dispatch import Delivery, Dispatcher
-from freeapi.errors import CapacityExceeded, ClientGone, FreeApiError, UnsupportedMediaType
+from freeapi.errors import ClientGone, FreeApiError, UnsupportedMediaType
 from freeapi.gate import Gate, Visitor
 from freeapi.http.reply import Reply
 from freeapi.http.wire import Request
@@ -98,24 +98,13 @@ class Proxy:
         if dryrun.is_wanted(request):
             self._rehearse(call.reply, visitor, prepared)
             return
+        # May they, and when: all that it needs at once, or in its turn.
+        call.grant = grant = await self._scheduler.grant(visitor, prepared)
+        # Deliver: connections, tries, relay.
+        headers = self._gate.headers(visitor) + _adjusted(prepared)
         final_s = request.received_s + self._total_s
-        call.delivery = delivery = Delivery(visitor.caller, prepared, call.reply, final_s)
-        while True:
-            # May they, and when: all that it needs at once, or in its turn.
-            call.grant = await self._scheduler.grant(visitor, prepared, request.received_s)
-            # Deliver: connections, tries, relay.
-            delivery.headers = self._gate.headers(visitor) + _adjusted(prepared)
-            tries = delivery.tries
-            try:
-                await self._dispatcher.deliver(delivery, call.grant.lease)
-            except CapacityExceeded:
-                # The keys have begun to cool: back into the queue, if it is for such a short time.
-                if delivery.tries == tries or not delivery.may_go_on:
-                    raise
-                call.grant.cancel()
-                delivery.tried.clear()
-            else:
-                return
+        call.delivery = Delivery(visitor.caller, prepared, call.reply, headers, final_s)
+        await self._dispatcher.deliver(call.delivery, grant.lease)
 
     def _rehearse(self, reply: Reply, visitor: Visitor, prepared: Prepared) -> None:
         """Answer with the request that would be sent; see ``dryrun``."""

@@ -97,27 +97,23 @@ class Scheduler:
         self._look_again_s = 0.0
         self.now: Callable[[], float] = self._loop.time
 
-    async def grant(
-        self, visitor: Visitor, prepared: Prepared, since_s: float | None = None
-    ) -> Grant:
+    async def grant(self, visitor: Visitor, prepared: Prepared) -> Grant:
         """What the request needs, at once or in its turn.
 
-        ``since_s`` (loop time): when it came, if that isn't now. Raises FreeApiError; then nothing
-        is taken: RateLimitExceeded and ConcurrencyExceeded at once, CapacityExceeded if there is no
-        hope within ``queue_s`` of it, UpstreamRefused.
+        Raises FreeApiError; then nothing is taken: RateLimitExceeded and ConcurrencyExceeded at
+        once, CapacityExceeded if there is no hope within ``queue_s``, UpstreamRefused.
         """
-        deadline_s = (self.now() if since_s is None else since_s) + self._queue_s
         lane = self._held_lane(prepared)
         known_wait_s = 0.0
         if lane is None:
             try:
                 return self._take(visitor, prepared)
             except _Short as short:
-                if self.now() >= deadline_s:
+                if not self._queue_s:
                     raise short.error from None
                 lane = short.lane
                 known_wait_s = short.error.retry_after_s or 0.0
-        return await self._wait(visitor, prepared, lane, deadline_s, known_wait_s)
+        return await self._wait(visitor, prepared, lane, known_wait_s)
 
     @property
     def waiting(self) -> int:
@@ -165,19 +161,16 @@ class Scheduler:
         return None
 
     async def _wait(
-        self,
-        visitor: Visitor,
-        prepared: Prepared,
-        lane: str,
-        deadline_s: float,
-        known_wait_s: float,
+        self, visitor: Visitor, prepared: Prepared, lane: str, known_wait_s: float
     ) -> Grant:
         turn = Turn(visitor, prepared, self._loop.create_future())
         tokens = tokens_of(prepared)
         output_tokens = prepared.choices * prepared.output_tokens_max
         cost = token_cost(tokens - output_tokens, output_tokens)
         now_s = self.now()
-        waiter = self._queue.join(visitor.caller, lane, cost, now_s, deadline_s, turn, known_wait_s)
+        waiter = self._queue.join(
+            visitor.caller, lane, cost, now_s, now_s + self._queue_s, turn, known_wait_s
+        )
         self._serve_waiting()
         try:
             async with asyncio.timeout_at(waiter.deadline_s):

@@ -107,48 +107,19 @@ async def test_hopeless_is_refused_at_once_with_an_honest_time(
     assert events(gateway, "request") == 8
 
 
-def cooling(wait_ms: int) -> bytes:
-    """The upstream's refusal, and when to come back."""
-    return answer(
-        429, b'{"error":{"code":"rate_limit_exceeded"}}', ("retry-after-ms", str(wait_ms))
-    )
-
-
 async def test_keys_that_cool_for_a_moment_are_waited_for(
     upstream: ScriptedUpstream, start_gateway: StartGateway
 ) -> None:
-    """After the upstream's "in 300 ms" the same request waits as long, and is answered."""
+    """After the upstream's "in 300 ms" the next request waits as long, and is answered."""
     gateway = await start_gateway()
-    upstream.plays([send(cooling(300))], says("here again"))
-    start_s = time.monotonic()
-    assert (await ask(gateway.port, chat())).text() == "here again"
-    assert time.monotonic() - start_s > 0.29
-    assert len(upstream.requests) == 2
-
-
-async def test_keys_that_cool_again_and_again_are_given_up(
-    upstream: ScriptedUpstream, start_gateway: StartGateway
-) -> None:
-    """Waiting doesn't add tries: the third refusal is the caller's answer, with its time."""
-    gateway = await start_gateway()
-    upstream.plays([send(cooling(100))])
+    soon = answer(429, b'{"error":{"code":"rate_limit_exceeded"}}', ("retry-after-ms", "300"))
+    upstream.plays([send(soon)], says("here again"))
     refused = await ask(gateway.port, chat())
+    told_s = time.monotonic()
     assert refused.error()["code"] == "capacity_exceeded"
-    assert 0 < number(refused, "retry-after-ms") <= 100
-    assert len(upstream.requests) == 3
-
-
-async def test_keys_that_cool_for_long_are_not_waited_for(
-    upstream: ScriptedUpstream, start_gateway: StartGateway
-) -> None:
-    """Longer than the longest wait: the caller is told at once, after one try."""
-    gateway = await start_gateway(FREEAPI_QUEUE_S="1")
-    upstream.plays([send(cooling(2_000))])
-    start_s = time.monotonic()
-    refused = await ask(gateway.port, chat())
-    assert time.monotonic() - start_s < 1
-    assert 1_000 < number(refused, "retry-after-ms") <= 2_000
-    assert len(upstream.requests) == 1
+    assert 0 < number(refused, "retry-after-ms") <= 300
+    assert (await ask(gateway.port, chat())).text() == "here again"
+    assert time.monotonic() - told_s > number(refused, "retry-after-ms") / 1_000 - 0.01
 
 
 async def test_stopping_ends_the_queue(
