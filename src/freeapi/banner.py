@@ -5,11 +5,11 @@ from __future__ import annotations
 from freeapi import __version__
 from freeapi.config import Config
 from freeapi.local import MODEL_NAME
+from freeapi.policy.budget import NANO
 from freeapi.upstreams import caps
 
 _SAMPLE_MODEL = "gpt-3.5-turbo-16k-0613"
 _NAMES_SHOWN = 5
-_NANO = 1_000_000_000
 
 
 def banner(config: Config, host: str, port: int) -> str:
@@ -61,7 +61,7 @@ def _caps(config: Config) -> str:
         *((cap, f"a day at {name}") for name, cap in limits.upstream_daily_nanousd.items()),
     )
     return "at most " + ", ".join(
-        f"${amount / _NANO:,.2f} {period}" for amount, period in amounts if amount is not None
+        f"${amount / NANO:,.2f} {period}" for amount, period in amounts if amount is not None
     )
 
 

@@ -132,9 +132,9 @@ class Dispatcher:
         now: Callable[[], float],
         journal: Journal,
     ) -> None:
-        """``purse``: None where nothing is capped. ``has_stand_in``: the embedded model goes on
+        """``purse``: None where nothing is capped.
 
-        when the money is gone.
+        ``has_stand_in``: the embedded model goes on when the money is gone.
         """
         self._keys = keys
         self._upstreams = upstreams
@@ -175,11 +175,8 @@ class Dispatcher:
 
         Raises CapacityExceeded, UpstreamRefused, or that reason.
         """
-        model = delivery.prepared.model
         try:
-            return self._keys.lease(
-                model.upstream_model, delivery.upstreams, self._now(), delivery.tried
-            )
+            return self._another_key(delivery)
         except (CapacityExceeded, UpstreamRefused) as none_left:
             if failure.error in (CapacityExceeded, UpstreamRefused):
                 raise
@@ -202,13 +199,15 @@ class Dispatcher:
             delivery.headers += _SERVED_BY_LOCAL
         if not delivery.upstreams:
             raise error
-        model = delivery.prepared.model
         try:
-            return self._keys.lease(
-                model.upstream_model, delivery.upstreams, self._now(), delivery.tried
-            )
+            return self._another_key(delivery)
         except UpstreamRefused:
             raise error from None
+
+    def _another_key(self, delivery: Delivery) -> Lease:
+        """One that it hasn't tried. Raises CapacityExceeded or UpstreamRefused: there is none."""
+        model = delivery.prepared.model.upstream_model
+        return self._keys.lease(model, delivery.upstreams, self._now(), delivery.tried)
 
     async def _try(self, delivery: Delivery, lease: Lease) -> Failure | None:
         """Pay for a try and make it. None: the caller has its answer; else why to try again.
@@ -323,9 +322,8 @@ class Dispatcher:
             raise
         except UpstreamError:
             raise
-        except (
-            BaseException
-        ):  # the caller has gone, or a bug of ours: it may be billed all the same
+        except BaseException:
+            # The caller has gone, or a bug of ours: it may be billed all the same.
             delivery.unknown += 1
             raise
         finally:

@@ -1,8 +1,9 @@
 """What can go wrong, as one family of exceptions.
 
 A class says everything that follows from the *kind* of trouble: the HTTP status, OpenAI's
-``type`` and ``code``, whose fault it is, whether trying again is safe, the label under which it is
-counted, and the wording. An instance adds facts only (a parameter's name, a wait in seconds).
+``type`` and ``code``, whose fault it is, the label under which it is counted, and the wording.
+An instance adds facts only (a parameter's name, a wait in seconds). Whether trying again is safe is
+for ``policy.failures`` to say.
 
 What this is not: it holds no exception text of libraries and nothing an upstream said, so neither
 can reach a caller by accident. Foreign exceptions are translated once, at the edge that meets them.
@@ -17,8 +18,6 @@ from typing import ClassVar, Literal
 import msgspec
 
 Blame = Literal["client", "gateway", "upstream"]
-#: May the same request be sent once more? ``if_unsent``: only if no byte of it left this machine.
-Retry = Literal["never", "if_unsent", "other_key"]
 
 
 class FreeApiError(Exception):
@@ -28,7 +27,6 @@ class FreeApiError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     blame: ClassVar[Blame] = "gateway"
-    retry: ClassVar[Retry] = "never"
     #: Low-cardinality name for counters and the journal.
     label: ClassVar[str] = "internal"
     wording: ClassVar[str] = "The proxy failed to process the request."
@@ -232,7 +230,6 @@ class UpstreamError(FreeApiError):
 class UpstreamUnreachable(UpstreamError):
     """DNS, TCP or TLS failed: nothing of the request was sent, so another try is safe."""
 
-    retry = "if_unsent"
     label = "upstream_unreachable"
     wording = "The upstream could not be reached."
 
@@ -247,7 +244,6 @@ class UpstreamCut(UpstreamError):
 class UpstreamStale(UpstreamCut):
     """A reused idle connection died without one byte of an answer: it may be sent once more."""
 
-    retry = "other_key"
     label = "upstream_stale"
 
 
@@ -261,7 +257,6 @@ class UpstreamGarbage(UpstreamError):
 class UpstreamFailed(UpstreamError):
     """A complete 5xx (or an unexpected status) from the upstream; its body is not passed on."""
 
-    retry = "other_key"
     label = "upstream_failed"
     wording = "The upstream failed to answer this request."
 
@@ -270,7 +265,6 @@ class UpstreamRefused(UpstreamError):
     """No usable key is left: the upstream refuses those we have."""
 
     status = 503
-    retry = "other_key"
     label = "upstream_refused"
     wording = "The upstream refuses this instance's credentials at the moment."
 
@@ -287,7 +281,6 @@ class UpstreamTimeout(UpstreamError):
 class ConnectTimeout(UpstreamTimeout):
     """Connecting took too long: nothing was sent."""
 
-    retry = "if_unsent"
     label = "connect_timeout"
 
 
@@ -298,7 +291,6 @@ class CapacityExceeded(FreeApiError):
     type = "requests"
     code = "capacity_exceeded"
     blame: ClassVar[Blame] = "upstream"
-    retry: ClassVar[Retry] = "other_key"
     label = "capacity_exceeded"
     wording = "This instance is at its capacity at the moment. Please try again later."
 
@@ -382,7 +374,6 @@ class BudgetBusy(CapacityExceeded):
     """What is left of a cap is reserved by requests under way, most of which will cost less."""
 
     blame = "gateway"
-    retry = "never"
     label = "budget_busy"
     wording = (
         "What is left of {whose} budget is reserved by requests under way. Please try again later."

@@ -16,6 +16,7 @@ from freeapi.errors import FreeApiError, MethodNotAllowed, ModelNotFound, RouteN
 from freeapi.http.reply import Reply
 from freeapi.http.wire import Request
 from freeapi.journal import Journal
+from freeapi.policy.limits import RETRY_WAIT_MAX_S
 from freeapi.policy.models import ModelTable
 
 Answer = Callable[[Request, Reply], None]
@@ -57,8 +58,7 @@ _STATEFUL: Final = frozenset(
 )
 _UNKNOWN: Final = "This instance serves POST /v1/chat/completions and GET /v1/models."
 _PATH_SHOWN_MAX: Final = 100
-#: openai-node ignores a longer ``retry-after`` and hammers instead, unless told to give up.
-RETRY_WAIT_MAX_S: Final = 60.0
+#: openai-node ignores a ``retry-after`` over RETRY_WAIT_MAX_S and hammers, unless told to give up.
 _GIVE_UP: Final = b"x-should-retry: false\r\n"
 #: A wait is the difference of two times in a double: 0.3 s may come as 0.3000000000001.
 _SLACK_MS: Final = 0.001

@@ -218,7 +218,7 @@ class Connection(asyncio.Protocol):
             name = name.lower()
             if name in headers:
                 self._request.add_header(name, value)
-            else:  # as add_header does, without the call: SDKs send twenty of them
+            else:  # as add_header does, without the call: 400 instructions less each
                 headers[name] = value.strip(b" \t")
             return
         # A trailer, which is of no use.

@@ -7,9 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from freeapi.policy.budget import Status
-
-_NANO = 1_000_000_000
+from freeapi.policy.budget import NANO, Status
 
 
 class Money(msgspec.Struct, frozen=True):
@@ -25,7 +23,7 @@ class Money(msgspec.Struct, frozen=True):
         """For people: dollars and a date."""
         left = status.left_today_nanousd
         return cls(
-            left_today_usd=None if left is None else left / _NANO,
+            left_today_usd=None if left is None else left / NANO,
             resets_at=f"{datetime.fromtimestamp(status.resets_at_s, UTC):%Y-%m-%dT%H:%M:%SZ}",
         )
 
