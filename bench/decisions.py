@@ -19,10 +19,10 @@ from freeapi.gate import Gate, Visitor
 from freeapi.http.wire import Peer, Request
 from freeapi.journal import Journal
 from freeapi.policy import failures
-from freeapi.policy.keys import KeyPool, Lease, UpstreamKeys
+from freeapi.policy.keys import KeyPool, KeySpec, Lease, UpstreamKeys
 from freeapi.policy.limits import Admission, CallerLimits
 from freeapi.policy.models import Model, ModelTable
-from freeapi.policy.payload import Rules, prepare_chat
+from freeapi.policy.payload import Rules, prepare
 
 #: Short rounds, so that the best one falls between what else runs on the machine.
 ROUNDS, REQUESTS = 1_000, 200
@@ -54,10 +54,10 @@ class Path:
             now=now,
             journal=journal,
         )
-        tails = tuple(f"{number:04}" for number in range(10))
-        self.keys = KeyPool([UpstreamKeys("openai", tails)], lambda: 0.5)
+        keys = tuple(KeySpec(f"{number:04}", b"%d" % number) for number in range(10))
+        self.keys = KeyPool([UpstreamKeys("openai", keys)], lambda: 0.5)
         table = ModelTable([MODEL], created=0)
-        self.prepared = prepare_chat(BODY, table, Rules(n_max=1, unknown_fields="drop"))
+        self.prepared = prepare("chat", BODY, table, Rules(n_max=1, unknown_fields="drop"))
         self.requests = [_request(number) for number in range(1_000)]
 
     def identify(self, number: int) -> Visitor:

@@ -31,7 +31,7 @@ MODEL = Model(
     input_nanousd_per_mtok=150_000_000,
     output_nanousd_per_mtok=600_000_000,
 )
-PREPARED = Prepared(b"x" * 200, MODEL, False, False, 1, 1_024, 1, 0, b"")
+PREPARED = Prepared("chat", b"x" * 200, MODEL, False, False, 50, 1_024, 216, 0, b"")
 CAPS = Caps(
     daily_nanousd=1_000_000 * NANO,
     monthly_nanousd=10_000_000 * NANO,
@@ -43,9 +43,9 @@ async def spend(purse: Purse, requests: int) -> float:
     """Processor seconds of so many requests, one after another."""
     start_s = time.process_time()
     for _ in range(requests):
-        amount = bound_nanousd(PREPARED, MODEL)
+        amount = bound_nanousd(PREPARED)
         reservation = await purse.reserve("openai", b"caller", amount)
-        reservation.settle(cost_nanousd(30, 200, MODEL))
+        reservation.settle(cost_nanousd(PREPARED, 30, 200))
     return time.process_time() - start_s
 
 

@@ -14,6 +14,19 @@ from freeapi.config import Config, ConfigError, load
 
 KEY = "sk-canary-0123456789-WXYZ"
 OTHER_KEY = "sk-canary-9876543210-ABCD"
+TWO_UPSTREAMS = """
+[[upstream]]
+name = "lab"
+keys_env = "LAB_KEYS"
+daily_usd = 3.0
+priority = 2
+
+[[upstream]]
+name = "gpu"
+base_url = "http://gpu.lan/v1"
+share = 3
+free = true
+"""
 
 
 def read_none(path: str) -> str:

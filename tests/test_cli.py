@@ -69,6 +69,30 @@ def test_config_shows_everything_but_secrets(
     assert "0123456789" not in shown
 
 
+def test_config_shows_the_way_to_each_upstream(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Header, version and proxy are shown; of the proxy's password only that there is one."""
+    monkeypatch.setenv("OPENAI_API_KEYS", KEY)
+    monkeypatch.setenv("LAB_PROXY", "lab:canary-password")
+    Path("freeapi.toml").write_text(
+        '[[upstream]]\nname = "azure"\nbase_url = "https://x.openai.azure.com/openai/v1"\n'
+        'keys_env = "OPENAI_API_KEYS"\nauth = "api-key"\napi_version = "2024-10-21"\n'
+        'proxy = "http://proxy.lan:3128"\nproxy_auth_env = "LAB_PROXY"\n'
+        '[[model]]\nname = "gpt-4o-mini"\nupstreams = ["azure", "local"]\n'
+        "input_usd_per_mtok = 0.15\noutput_usd_per_mtok = 0.6\n"
+    )
+    assert main(["config"]) == 0
+    shown = capsys.readouterr().out
+    line = next(line for line in shown.splitlines() if line.split()[:1] == ["azure"])
+    for pair in ("auth=api-key", "api_version=2024-10-21", "proxy=proxy.lan:3128", "proxy_auth=…"):
+        assert f" {pair}" in line
+    assert line.endswith("proxy_auth=…")
+    assert "upstreams=azure+local" in shown
+    assert "canary" not in shown
+    assert "word" not in line
+
+
 def test_file_may_be_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     """``--config`` names the file; one that isn't there is a problem, not a default."""
     Path("other.toml").write_text("[timeouts]\nidle_s = 7\n")

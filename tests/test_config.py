@@ -1,240 +1,11 @@
-"""Keys, upstreams and models: how the environment and the file are joined, and every refusal."""
+"""Models and the file as a whole: what follows from what, and every refusal."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from freeapi.config import ConfigError, Upstream
 from freeapi.policy.models import BUILTIN
-from freeapi.spelling import Secret
-from tests.configs import KEY, OTHER_KEY, problems, read, read_none
-
-
-def reveal(upstream: Upstream) -> list[str]:
-    """The keys' texts."""
-    return [key.reveal() for key in upstream.keys]
-
-
-def test_the_first_of_the_three_key_variables_counts() -> None:
-    """OPENAI_API_KEYS, then OPENAI_API_KEY, then the file; the others are warned about."""
-    files = {"/keys": f"# the lab's\n{KEY}\n  # a guest's\n{OTHER_KEY}\n"}
-    environ = {"OPENAI_API_KEYS_FILE": "/keys"}
-    config = read(environ, read_file=files.__getitem__)
-    assert reveal(config.upstreams[0]) == [KEY, OTHER_KEY]
-    assert config.warnings == ()
-    environ["OPENAI_API_KEY"] = "sk-one"
-    config = read(environ)
-    assert reveal(config.upstreams[0]) == ["sk-one"]
-    assert config.warnings == ("OPENAI_API_KEYS_FILE isn't used, since OPENAI_API_KEY is set",)
-    environ["OPENAI_API_KEYS"] = "sk-two"
-    config = read(environ)
-    assert reveal(config.upstreams[0]) == ["sk-two"]
-    assert len(config.warnings) == 2
-
-
-def undecodable(path: str) -> str:
-    """A file that isn't text."""
-    return b"\xff".decode()
-
-
-@pytest.mark.parametrize(
-    ("read_file", "why"),
-    [(read_none, "No such file"), (undecodable, "not UTF-8"), (lambda _: "# none", "no key in it")],
-)
-@pytest.mark.parametrize(
-    ("environ", "toml", "place"),
-    [
-        ({"OPENAI_API_KEYS_FILE": KEY}, None, "OPENAI_API_KEYS_FILE"),
-        (
-            {},
-            f"[[upstream]]\nname = 'a'\nkeys_file = '{KEY}'",
-            "freeapi.toml: [[upstream]] 1 'a': keys_file",
-        ),
-    ],
-)
-def test_a_file_of_keys_that_gives_none_is_a_problem(
-    environ: dict[str, str], toml: str | None, place: str, read_file: Any, why: str
-) -> None:
-    """It says why, and doesn't repeat the path, which may be a key in the wrong variable."""
-    (problem,) = problems(environ, toml, read_file=read_file)
-    assert problem.startswith(f"{place}: ")
-    assert why in problem
-    assert "canary" not in problem
-
-
-def test_access_tokens_are_read_whole_and_hidden() -> None:
-    """The file's text is kept; one that can't be read, or holds no token, is a problem."""
-    environ = {"FREEAPI_ACCESS_TOKENS_FILE": "/tokens"}
-    text = f"{KEY} alice\n"
-    config = read(environ, read_file={"/tokens": text}.__getitem__)
-    assert config.access_tokens == Secret(text)
-    assert "canary" not in repr(config)
-    (problem,) = problems(environ)
-    assert problem.startswith("FREEAPI_ACCESS_TOKENS_FILE: ")
-    with pytest.raises(ConfigError, match="no token"):
-        read(environ, read_file=lambda _: "")
-    with pytest.raises(ConfigError, match="line 1: rpm must be"):
-        read(environ, read_file=lambda _: f"{KEY} rpm=none")
-
-
-@pytest.mark.parametrize(
-    ("text", "parts", "shown"),
-    [
-        (
-            "https://api.openai.com/v1",
-            ("https", "api.openai.com", 443, "/v1"),
-            "https://api.openai.com/v1",
-        ),
-        ("HTTP://LocalHost:8081/", ("http", "localhost", 8081, ""), "http://localhost:8081"),
-        ("http://[::1]:80/a/b//", ("http", "::1", 80, "/a/b"), "http://[::1]/a/b"),
-        ("https://x_y:8443", ("https", "x_y", 8443, ""), "https://x_y:8443"),
-        ("https://h/p%20q@~", ("https", "h", 443, "/p%20q@~"), "https://h/p%20q@~"),
-    ],
-)
-def test_a_base_url_is_taken_apart(text: str, parts: tuple[Any, ...], shown: str) -> None:
-    """Scheme and host in lower case, the port or its default, the path without a last slash."""
-    (upstream,) = read({"OPENAI_API_KEYS": KEY, "OPENAI_BASE_URL": text}).upstreams
-    assert (upstream.scheme, upstream.host, upstream.port, upstream.base_path) == parts
-    assert upstream.base_url == shown
-    assert upstream.name == "openai"
-    assert not upstream.free
-
-
-@pytest.mark.parametrize(
-    ("url", "openai", "loopback"),
-    [
-        ("https://api.openai.com/v1", True, False),
-        ("https://eu.api.openai.com/v1", True, False),
-        ("https://notapi.openai.com/v1", False, False),
-        ("https://api.openai.com.example/v1", False, False),
-        ("http://127.0.0.53/", False, True),
-        ("http://127.0.0.1.example/", False, False),
-        ("http://[::1]:1/", False, True),
-        ("http://localhost/", False, True),
-    ],
-)
-def test_an_upstream_knows_whose_it_is(url: str, openai: bool, loopback: bool) -> None:
-    """OpenAI's own hosts and this machine's are told from those that only look like them."""
-    (upstream,) = read({"OPENAI_API_KEYS": KEY, "OPENAI_BASE_URL": url}).upstreams
-    assert (upstream.is_openai, upstream.is_loopback) == (openai, loopback)
-
-
-def test_a_server_without_keys_is_an_upstream_that_costs_nothing() -> None:
-    """OPENAI_BASE_URL alone is enough, except at OpenAI's, where the embedded model answers."""
-    (upstream,) = read({"OPENAI_BASE_URL": "http://localhost:11434/v1"}).upstreams
-    assert upstream.keys == ()
-    assert upstream.free
-    assert read({"OPENAI_BASE_URL": "https://api.openai.com/v1"}).local
-
-
-def test_unencrypted_keys_are_warned_about() -> None:
-    """Plain http with keys is fine on this machine, and a warning elsewhere."""
-    environ = {"OPENAI_API_KEYS": KEY, "OPENAI_BASE_URL": "http://gpu.lan:8000/v1"}
-    (warning,) = read(environ).warnings
-    assert "http://gpu.lan:8000/v1 unencrypted" in warning
-    assert read({**environ, "OPENAI_BASE_URL": "http://127.0.0.1/v1"}).warnings == ()
-    assert read({"OPENAI_BASE_URL": "http://gpu.lan:8000/v1"}).warnings == ()
-
-
-TWO_UPSTREAMS = """
-[[upstream]]
-name = "lab"
-keys_env = "LAB_KEYS"
-daily_usd = 3.0
-priority = 2
-
-[[upstream]]
-name = "gpu"
-base_url = "http://gpu.lan/v1"
-share = 3
-free = true
-"""
-
-
-def test_the_files_upstreams_are_read() -> None:
-    """Each [[upstream]] has its keys, cap, priority and share; OPENAI_API_KEYS isn't mixed in."""
-    environ = {"LAB_KEYS": KEY, "OPENAI_API_KEYS": OTHER_KEY, "OPENAI_BASE_URL": "http://x/"}
-    config = read(environ, TWO_UPSTREAMS)
-    assert config.upstreams == (
-        Upstream(
-            "lab", "https", "api.openai.com", 443, "/v1", (Secret(KEY),), 3_000_000_000, priority=2
-        ),
-        Upstream("gpu", "http", "gpu.lan", 80, "/v1", share=3, free=True),
-    )
-    assert [warning.split()[0] for warning in config.warnings] == [
-        "OPENAI_API_KEYS",
-        "OPENAI_BASE_URL",
-    ]
-
-
-def test_an_upstream_may_refer_to_the_pool_or_to_any_variable() -> None:
-    """keys_env = OPENAI_API_KEYS is the pool under all its names; a FREEAPI_ name is fine, too."""
-    toml = "[[upstream]]\nname = 'a'\nkeys_env = '{}'"
-    config = read({"OPENAI_API_KEY": KEY}, toml.format("OPENAI_API_KEYS"))
-    assert reveal(config.upstreams[0]) == [KEY]
-    assert config.warnings == ()
-    config = read({"FREEAPI_LAB_KEYS": KEY}, toml.format("FREEAPI_LAB_KEYS"))
-    assert reveal(config.upstreams[0]) == [KEY]
-
-
-@pytest.mark.parametrize(
-    ("toml", "place", "words"),
-    [
-        ("[[upstream]]\nbase_url='http://h'", "1 '': name", "required"),
-        ("[[upstream]]\nname='a b'\nbase_url='http://h'", "1 'a b': name", "1 to 32 letters"),
-        ("[[upstream]]\nname='a'", "1 'a'", "no keys"),
-        ("[[upstream]]\nname='a'\nbase_url='nowhere'", "1 'a': base_url", "http://"),
-        ("[[upstream]]\nname='a'\nkeys_env='NONE'", "1 'a': keys_env", "NONE, which isn't set"),
-        (
-            "[[upstream]]\nname='a'\nkeys_env='OPENAI_API_KEYS'",
-            "1 'a': keys_env",
-            "OPENAI_API_KEYS, which isn't set",
-        ),
-        (f"[[upstream]]\nname='a'\nkeys_env='{KEY}'", "1 'a': keys_env", "not shown"),
-        ("[[upstream]]\nname='a'\nkeys_env='gsk_canary'", "1 'a': keys_env", "not shown"),
-        ("[[upstream]]\nname='a'\nkeys_env='A'\nkeys_file='b'", "1 'a'", "one of the two"),
-        ("[[upstream]]\nname='a'\nkeys=['sk-canary']", "1 'a': keys", "did you mean keys_env?"),
-        (
-            "[[upstream]]\nname='a'\nbase_url='http://h'\nshare=0",
-            "1 'a': share",
-            "from 1 to 1000",
-        ),
-        (
-            "[[upstream]]\nname='a'\nbase_url='http://h'\nfree='sometimes'",
-            "1 'a': free",
-            "true or false",
-        ),
-        (
-            "[[upstream]]\nname='a'\nbase_url='http://h'\ndaily_usd=true",
-            "1 'a': daily_usd",
-            "dollars",
-        ),
-        (
-            "[[upstream]]\nname='a'\nbase_url='http://h'\n" * 2,
-            "2 'a': name",
-            "a name that no other one has",
-        ),
-    ],
-)
-def test_a_wrong_upstream_is_a_problem(toml: str, place: str, words: str) -> None:
-    """Each mistake in an [[upstream]] is one problem (two where the name is all), at its place."""
-    found = problems({}, toml)
-    assert any(
-        problem.startswith(f"freeapi.toml: [[upstream]] {place}: ") and words in problem
-        for problem in found
-    )
-    assert len(found) <= (2 if "keys=" in toml else 1)
-    assert not any("canary" in problem for problem in found)
-
-
-def test_a_wrong_key_of_an_upstream_is_a_problem_of_its_variable() -> None:
-    """The variable that keys_env names is the place to mend."""
-    (problem,) = problems({"LAB_KEYS": f"'{KEY}'"}, TWO_UPSTREAMS)
-    assert problem.startswith("LAB_KEYS: ")
-    assert "canary" not in problem
-
+from tests.configs import KEY, TWO_UPSTREAMS, problems, read
 
 # --- Models ---------------------------------------------------------------------------------------
 
@@ -258,6 +29,7 @@ tpm = "off"
 max_output_tokens = 100000
 input_usd_per_mtok = 0.15
 output_usd_per_mtok = 1
+unit_usd = 0.04
 
 [[model]]
 name = "at-openai"
@@ -282,6 +54,7 @@ def test_the_files_models_are_read() -> None:
     assert every.endpoints == ("chat", "completions")
     assert every.input_nanousd_per_mtok == 150_000_000
     assert every.output_nanousd_per_mtok == 1_000_000_000
+    assert every.unit_nanousd == 40_000_000
     assert every.output_field == "max_tokens"
     assert (openai.upstream_model, openai.max_output_tokens) == ("gpt-4o-mini", 5)
     assert (openai.upstreams, openai.endpoints) == (("lab",), ("embeddings", "chat"))
@@ -299,10 +72,56 @@ def test_models_may_name_the_upstream_that_a_key_would_make() -> None:
 
 
 @pytest.mark.parametrize(
+    ("listed", "upstreams"),
+    [
+        ("['lab', 'local']", ("lab", "local")),
+        ("['local', 'gpu', 'lab']", ("lab", "gpu", "local")),
+        ("['local']", ("local",)),
+    ],
+)
+def test_the_embedded_model_is_the_last_of_a_list(listed: str, upstreams: tuple[str]) -> None:
+    """``local`` needs no [[upstream]], comes after all that do, and makes the model run."""
+    toml = f"{TWO_UPSTREAMS}[[model]]\nname = 'm'\nupstreams = {listed}"
+    config = read({"LAB_KEYS": KEY}, toml)
+    assert config.models[0].upstreams == upstreams
+    assert (config.local, config.wants_local) == (False, True)
+
+
+def test_the_embedded_model_runs_only_where_it_is_wanted() -> None:
+    """It is wanted as the only upstream, as the last of a model's, or when the money is gone."""
+    assert read().wants_local
+    assert not read({"OPENAI_API_KEYS": KEY}).wants_local
+    exhausted = "[policy]\nwhen_exhausted = 'local'"
+    assert read({"OPENAI_API_KEYS": KEY}, exhausted).wants_local
+    before_the_key = "[[model]]\nname = 'm'\nupstreams = ['openai', 'local']"
+    assert read({}, before_the_key).models[0].upstreams == ("local",)
+
+
+def test_the_embedded_models_name_is_taken() -> None:
+    """An [[upstream]] can't be called ``local``."""
+    (problem,) = problems({}, "[[upstream]]\nname = 'local'\nbase_url = 'http://h'")
+    assert problem.startswith("freeapi.toml: [[upstream]] 1 'local': name: found 'local'")
+
+
+def test_without_an_upstream_what_nobody_answers_is_told() -> None:
+    """Before there is a key, models of endpoints that the embedded model lacks are warned about."""
+    toml = "[[model]]\nname = 'm'\nendpoints = ['chat', 'images', 'speech']"
+    (warning,) = read({}, toml).warnings
+    assert warning == "model m: without an upstream there is no answer to images, speech"
+    assert read({"OPENAI_API_KEYS": KEY}, toml).warnings == ()
+
+
+@pytest.mark.parametrize(
     ("line", "key", "words"),
     [
         ("upstreams = ['nobody']", "upstreams", "found 'nobody'; allowed: some of openai"),
         ("upstreams = []", "upstreams", "a list of names"),
+        (
+            "upstreams = ['local']\nendpoints = ['images', 'chat', 'moderations']",
+            "upstreams",
+            "'local' for images, moderations; allowed: it for chat, completions, embeddings",
+        ),
+        ("unit_usd = -1", "unit_usd", "dollars"),
         ("upstreams = 'openai'", "upstreams", "a list of names"),
         ("endpoints = ['chat', 'files']", "endpoints", "embeddings"),
         ("endpoints = [['chat']]", "endpoints", "embeddings"),

@@ -66,7 +66,7 @@ name = "eu"
 base_url = "https://eu.api.openai.com/v1"
 keys_env = "OPENAI_API_KEYS"
 [[upstream]]
-name = "local"
+name = "gpu"
 base_url = "http://127.0.0.1:9/v1"
 free = true
 """
@@ -80,7 +80,8 @@ def test_paid_models_without_a_price_are_all_named() -> None:
             "name = 'made-up'",
             "name = '*'",
             "name = 'half'\ninput_usd_per_mtok = 1",
-            "name = 'served-free'\nupstreams = ['local']",
+            "name = 'served-free'\nupstreams = ['gpu']",
+            "name = 'embedded'\nupstreams = ['local']",
             "name = 'whole'\ninput_usd_per_mtok = 1\noutput_usd_per_mtok = 1",
             "name = 'gpt-4o-mini'",
         )
@@ -90,6 +91,94 @@ def test_paid_models_without_a_price_are_all_named() -> None:
     named = [problem.name for problem in caught.value.problems]
     assert named == ["[[model]] 'made-up'", "[[model]] '*'", "[[model]] 'half'"]
     assert "input_usd_per_mtok and output_usd_per_mtok" in str(caught.value)
+
+
+# --- Other endpoints than chat --------------------------------------------------------------------
+
+
+def served(endpoints: str, *lines: str, name: str = "made-up") -> str:
+    """A model of these endpoints, of which nobody knows a price."""
+    return f"[[model]]\nname = '{name}'\nendpoints = {endpoints}\n" + "\n".join(lines)
+
+
+def test_embedding_models_have_a_price_of_input_alone() -> None:
+    """The table's price is taken; an endpoint without output needs none of it."""
+    config = prices.priced(read(PAID, served("['embeddings']", name="text-embedding-3-small")))
+    assert prices_of(config) == {"text-embedding-3-small": (20_000_000, None)}
+    config = prices.priced(read(PAID, served("['embeddings']", "input_usd_per_mtok = 1")))
+    assert prices_of(config) == {"made-up": (1_000_000_000, None)}
+
+
+def test_embedding_model_cannot_chat_for_nothing() -> None:
+    """Without output of its own it has no price of it: at a chat endpoint that is a problem."""
+    toml = served("['embeddings', 'chat']", name="text-embedding-3-small")
+    with pytest.raises(ConfigError) as caught:
+        prices.priced(read(PAID, toml))
+    (problem,) = caught.value.problems
+    assert problem.allowed.startswith("output_usd_per_mtok here")
+
+
+def test_moderation_at_openai_is_free() -> None:
+    """A model that serves nothing else needs no price there; elsewhere, or with more, it does."""
+    moderation = served("['moderations']", name="omni-moderation-latest")
+    assert prices_of(prices.priced(read(PAID, moderation))) == {"omni-moderation-latest": (0, None)}
+    for environ, toml in (
+        ({**PAID, "OPENAI_BASE_URL": "https://elsewhere.example/v1"}, moderation),
+        (PAID, moderation.replace("['moderations']", "['moderations', 'embeddings']")),
+    ):
+        with pytest.raises(ConfigError, match="input_usd_per_mtok here"):
+            prices.priced(read(environ, toml))
+
+
+@pytest.mark.parametrize("endpoint", ["images", "speech", "transcriptions", "translations"])
+def test_what_is_billed_by_the_piece_needs_a_bound(endpoint: str) -> None:
+    """Images and sound want unit_usd, and then no price of tokens."""
+    with pytest.raises(ConfigError) as caught:
+        prices.priced(read(PAID, served(f"['{endpoint}']", name="gpt-4o-mini")))
+    (problem,) = caught.value.problems
+    assert problem.found == f"no bound on what {endpoint} may cost"
+    assert problem.allowed.startswith("unit_usd here")
+    config = prices.priced(read(PAID, served(f"['{endpoint}']", "unit_usd = 0.08")))
+    assert prices_of(config) == {"made-up": (None, None)}
+    assert config.models[0].unit_nanousd == 80_000_000
+
+
+def test_a_model_of_many_endpoints_needs_all_their_prices() -> None:
+    """What lacks a price of tokens and of units is told both, together with all others."""
+    toml = served("['chat', 'images', 'speech']") + "\n" + served("['responses']", name="other")
+    with pytest.raises(ConfigError) as caught:
+        prices.priced(read(PAID, toml))
+    assert [problem.name for problem in caught.value.problems] == [
+        "[[model]] 'made-up'",
+        "[[model]] 'made-up'",
+        "[[model]] 'other'",
+    ]
+    assert "no bound on what images, speech may cost" in str(caught.value)
+    toml = served("['chat', 'images']", "unit_usd = 1", name="gpt-4o-mini")
+    config = prices.priced(read(PAID, toml))
+    assert prices_of(config) == {"gpt-4o-mini": (150_000_000, 600_000_000)}
+
+
+def test_free_upstreams_need_no_price_of_anything() -> None:
+    """A local server may speak and paint without a price."""
+    toml = UPSTREAMS + served("['images', 'speech', 'embeddings', 'chat']", "upstreams = ['gpu']")
+    config = read(PAID, toml)
+    assert prices.priced(config) is config
+
+
+# --- The table ------------------------------------------------------------------------------------
+
+
+def test_deployments_of_azure_are_priced_as_azures() -> None:
+    """A name that the table has there is found; a deployment's own name needs prices beside it."""
+    toml = (
+        "[[upstream]]\nname = 'azure'\nkeys_env = 'OPENAI_API_KEYS'\nauth = 'api-key'\n"
+        "base_url = 'https://lab.openai.azure.com/openai/deployments/x'\n[[model]]\nname = '{}'"
+    )
+    found = prices_of(prices.priced(read(PAID, toml.format("o3-mini"))))
+    assert found == {"o3-mini": (1_100_000_000, 4_400_000_000)}
+    with pytest.raises(ConfigError):
+        prices.priced(read(PAID, toml.format("my-deployment")))
 
 
 def test_dearest_upstream_counts() -> None:

@@ -14,11 +14,12 @@ from freeapi.gate import Gate, Visitor
 from freeapi.journal import Journal
 from freeapi.policy.callers import CallerId
 from freeapi.policy.failures import KEY_DEAD, RATE_LIMITED
-from freeapi.policy.keys import KeyPool, UpstreamKeys
+from freeapi.policy.keys import KeyPool
 from freeapi.policy.limits import CallerLimits
 from freeapi.policy.models import Model
 from freeapi.policy.payload import Prepared
 from freeapi.scheduler import Grant, Scheduler
+from tests.pools import upstream_keys
 
 UNLIMITED = CallerLimits(rpm=None, tpm=None, rpd=None, concurrency=None)
 #: More than the minute that a bucket takes to fill, so that nobody is refused as hopeless.
@@ -44,13 +45,13 @@ class Site:
             now=now,
             journal=journal,
         )
-        self.keys = KeyPool([UpstreamKeys("u", ("tail",))], lambda: 0.0)
+        self.keys = KeyPool([upstream_keys("u", ("tail",))], lambda: 0.0)
         self.scheduler = Scheduler(gate, self.keys, queue_s)
         self.now = now
 
     def prepared(self, tokens: int) -> Prepared:
         """A request that reserves so many tokens."""
-        return Prepared(b"", self.model, False, False, 1, tokens, 1, 0, b"")
+        return Prepared("chat", b"", self.model, False, False, 0, tokens, 0, 0, b"")
 
     async def grant(
         self, caller: bytes, tokens: int = 1, limits: CallerLimits = UNLIMITED

@@ -6,6 +6,7 @@ from freeapi import __version__
 from freeapi.config import Config
 from freeapi.local import MODEL_NAME
 from freeapi.policy.budget import NANO
+from freeapi.providers import Upstream
 from freeapi.upstreams import caps
 
 _SAMPLE_MODEL = "gpt-3.5-turbo-16k-0613"
@@ -37,10 +38,17 @@ def _reachable(host: str) -> str:
 def _upstreams(config: Config) -> str:
     if config.local:
         return f"embedded model {MODEL_NAME} (free; set OPENAI_API_KEYS to forward to OpenAI)"
-    return ", ".join(
-        f"{upstream.name} at {upstream.base_url} ({_count(len(upstream.keys), 'key')})"
-        for upstream in config.upstreams
-    )
+    shown = [f"{one.name} at {one.base_url} ({_access(one)})" for one in config.upstreams]
+    reserve = [f"embedded model {MODEL_NAME} (in reserve)"] if config.wants_local else []
+    return ", ".join(shown + reserve)
+
+
+def _access(upstream: Upstream) -> str:
+    """With how many keys, in which header if it isn't the usual one, and through which proxy."""
+    header = f" in {upstream.auth}" if upstream.auth != "bearer" else ""
+    version = f", version {upstream.api_version}" if upstream.api_version else ""
+    proxy = f", through proxy {upstream.proxy}" if upstream.proxy else ""
+    return f"{_count(len(upstream.keys), 'key')}{header}{version}{proxy}"
 
 
 def _models(config: Config) -> str:

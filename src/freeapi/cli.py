@@ -9,6 +9,8 @@ Exit codes: 0 done, 1 the command failed, 2 the arguments or the configuration c
 from __future__ import annotations
 
 import argparse
+import functools
+import io
 import os
 import sys
 import time
@@ -21,13 +23,15 @@ from dotenv import dotenv_values
 from freeapi import __version__
 from freeapi.commands import audit
 from freeapi.config import Config, ConfigError, config_path, load
-from freeapi.gateway import run
 from freeapi.hardening import HardeningRefused, harden
 from freeapi.journal import Journal
+from freeapi.pages.site_facts import IMAGE_BYTES_MAX, image_type
 from freeapi.pages.status import Money
 from freeapi.policy.budget import NANO, Budget
 from freeapi.prices import priced
 from freeapi.reading import Problem, quote
+from freeapi.reload import Sources
+from freeapi.serve import run
 from freeapi.showing import render
 from freeapi.state.ledger import LedgerError, read_grants
 from freeapi.upstreams import caps
@@ -41,10 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "version":
         print(f"freeapi {__version__}")
         return 0
+    sources = Sources()
+    read = functools.partial(_read_config, arguments, sources)
     try:
         if arguments.command == "serve":
             harden()
-        config = _read_config(arguments)
+        config = read()
     except HardeningRefused as error:
         print(f"freeapi can't start: {error}", file=sys.stderr)
         return 1
@@ -58,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = {**dotenv_values(".env", interpolate=False), **os.environ}
         given = {name: text for name, text in settings.items() if text}
         return audit.run(config, given, as_json=arguments.json)
-    return _serve(config)
+    journal = Journal(sys.stderr, config.log, time.time)
+    journal.capture_libraries()
+    journal.capture_exceptions()
+    return run(config, journal, sources, read)
 
 
 def _spending(config: Config) -> str:
@@ -82,13 +91,6 @@ def _spending(config: Config) -> str:
     return "".join(lines)
 
 
-def _serve(config: Config) -> int:
-    journal = Journal(sys.stderr, config.log, time.time)
-    journal.capture_libraries()
-    journal.capture_exceptions()
-    return run(config, journal)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="freeapi", description="Share your OpenAI keys with anyone, within your budget."
@@ -106,23 +108,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_config(arguments: argparse.Namespace) -> Config:
-    """Raises ConfigError; nothing else that an operator can cause."""
+def _read_config(arguments: argparse.Namespace, sources: Sources) -> Config:
+    """Raises ConfigError; nothing else that an operator can cause. At each reload, in a thread."""
+    sources.forget()
     given = {"HOST": "host", "PORT": "port", "FREEAPI_CONFIG": "config"}
     flags = {name: value for name, key in given.items() if (value := getattr(arguments, key, None))}
-    dotenv = dotenv_values(".env", interpolate=False)
+    dotenv = _dotenv(sources)
     path = flags.get("FREEAPI_CONFIG") or config_path(os.environ, dotenv)
     config = load(
         os.environ,
-        _toml(path),
+        _toml(path, sources),
         path or DEFAULT_FILE,
-        read_file=_read,
+        read_file=sources.read,
         dotenv=dotenv,
         flags=flags,
     )
     if caps(config) is not None:  # only money that is counted needs prices, and a place for sums
         config = priced(config)
-    return msgspec.structs.replace(config, data_dir=config.data_dir or _state_dir())
+    page = msgspec.structs.replace(config.page, image=_image(config.page.sponsor_image, sources))
+    data_dir = config.data_dir or _state_dir()
+    return msgspec.structs.replace(config, data_dir=data_dir, page=page)
+
+
+def _image(path: str | None, sources: Sources) -> bytes:
+    """The sponsor's picture. Raises ConfigError."""
+    if path is None:
+        return b""
+    try:
+        image = sources.read_bytes(path)
+    except OSError:
+        image = b""
+    if image_type(image) is None or len(image) > IMAGE_BYTES_MAX:
+        wanted = f"a PNG, JPEG, GIF, WebP or SVG file of at most {IMAGE_BYTES_MAX} bytes"
+        raise ConfigError([Problem("[page]: sponsor_image", "no such picture", wanted)])
+    return image
 
 
 def _state_dir() -> str:
@@ -131,18 +150,26 @@ def _state_dir() -> str:
     return str(Path(base) / "freeapi")
 
 
-def _toml(path: str | None) -> str | None:
+def _dotenv(sources: Sources) -> dict[str, str | None]:
+    try:
+        text = sources.read(".env")
+    except (FileNotFoundError, IsADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            [Problem(".env", "a file that can't be read", "text in UTF-8")]
+        ) from error
+    return dotenv_values(stream=io.StringIO(text), interpolate=False)
+
+
+def _toml(path: str | None, sources: Sources) -> str | None:
     """The file's text; None where none is asked for and there is none."""
-    if path is None and not Path(DEFAULT_FILE).exists():
-        return None
     name = path or DEFAULT_FILE
     try:
-        return _read(name)
+        return sources.read(name)
     except (OSError, UnicodeDecodeError) as error:
+        if path is None and isinstance(error, FileNotFoundError):
+            return None
         found = "no file" if isinstance(error, FileNotFoundError) else "a file that can't be read"
         place = name if name in quote(name) else "FREEAPI_CONFIG"  # it may be a key by mistake
         raise ConfigError([Problem(place, found, "a text file in UTF-8")]) from error
-
-
-def _read(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ What this is not: it opens nothing, listens to nothing and builds nothing; the e
 directories, the open-files limit and the list of access tokens.
 
 Plan: a ``Reader`` reads each table of ``settings`` and notes what is wrong; the values are joined
-into upstreams and models; if anything was wrong, that is all that comes of it.
+into upstreams (``providers``) and models; if anything was wrong, that is all that comes of it.
 
 Invariants:
 - A wrong value, an unknown key or an unknown ``FREEAPI_*`` variable stops the start.
@@ -17,7 +17,6 @@ Invariants:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -26,58 +25,19 @@ import msgspec
 
 from freeapi.policy.callers import TokensInvalid, parse_tokens
 from freeapi.policy.limits import CallerLimits
-from freeapi.policy.models import BUILTIN, Model, OutputField
+from freeapi.policy.models import BUILTIN, Endpoint, Model, OutputField
+from freeapi.providers import LOCAL, read_upstreams, unencrypted
+from freeapi.providers import OPENAI as OPENAI  # part of what a Config is, for those who take one
+from freeapi.providers import Upstream as Upstream
 from freeapi.reading import Origin, Problem, Reader, quote
-from freeapi.settings import MODEL, POLICY, TIMEOUTS, UPSTREAM
-from freeapi.spelling import PPM, Address, Secret, Share, StateUrl, Url
+from freeapi.settings import MODEL, PAGE, POLICY, TIMEOUTS
+from freeapi.spelling import PPM, Address, Secret, Share, StateUrl
 
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
-#: The name of the upstream that OPENAI_API_KEYS and OPENAI_BASE_URL make.
-OPENAI: Final = "openai"
 TOKENS_FILE: Final = "FREEAPI_ACCESS_TOKENS_FILE"
 UNLIMITED_CALLER: Final = CallerLimits(rpm=None, tpm=None, rpd=None, concurrency=None)
-#: Where its keys may stand; the first that is set counts.
-KEY_VARIABLES: Final = ("OPENAI_API_KEYS", "OPENAI_API_KEY", "OPENAI_API_KEYS_FILE")
-
-
-class Upstream(msgspec.Struct, frozen=True):
-    """One organisation's account, or a local server. Without keys no Authorization is sent."""
-
-    name: str
-    scheme: str
-    #: Lower case, an IPv6 address without its brackets.
-    host: str
-    port: int
-    #: ``/v1``, or empty; never a slash at its end.
-    base_path: str
-    keys: tuple[Secret, ...] = ()
-    daily_nanousd: int | None = None
-    priority: int = 1
-    share: int = 1
-    free: bool = False
-
-    @property
-    def is_openai(self) -> bool:
-        """Whether it is OpenAI's own API; regional hosts such as eu.api.openai.com are, too."""
-        return self.host == "api.openai.com" or self.host.endswith(".api.openai.com")
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether its bytes stay on this machine."""
-        return self.host in ("localhost", "::1") or re.match(r"127\.[\d.]+$", self.host) is not None
-
-    @property
-    def authority(self) -> str:
-        """The value of the ``Host`` header. Source: RFC 9112 section 3.2."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return (
-            host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{host}:{self.port}"
-        )
-
-    @property
-    def base_url(self) -> str:
-        """For people to read."""
-        return f"{self.scheme}://{self.authority}{self.base_path}"
+#: What the embedded model's server answers.
+LOCAL_ENDPOINTS: Final[frozenset[Endpoint]] = frozenset({"chat", "completions", "embeddings"})
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -86,6 +46,18 @@ class Policy(msgspec.Struct, frozen=True):
     n_max: int
     when_exhausted: Literal["refuse", "local"]
     unknown_fields: Literal["drop", "refuse"]
+
+
+class Page(msgspec.Struct, frozen=True):
+    """``[page]``: what the operator says on the instance's page."""
+
+    title: str
+    contact: str | None
+    sponsor_text: str | None
+    sponsor_url: str | None
+    #: The picture's path, and what is in it, which the edge reads.
+    sponsor_image: str | None
+    image: bytes = b""
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -133,14 +105,21 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     upstreams: tuple[Upstream, ...]
     models: tuple[Model, ...]
     policy: Policy
+    page: Page
     timeouts: Timeouts
     warnings: tuple[str, ...]
     origins: tuple[Origin, ...]
 
     @property
     def local(self) -> bool:
-        """Whether the embedded model is the upstream."""
+        """Whether the embedded model is the only upstream."""
         return not self.upstreams
+
+    @property
+    def wants_local(self) -> bool:
+        """Whether the embedded model may be asked for anything, and so has to run."""
+        listed = any(LOCAL in model.upstreams for model in self.models)
+        return self.local or listed or self.policy.when_exhausted == "local"
 
     def is_set(self, name: str) -> bool:
         """Whether the operator chose this setting's value, if only by writing down the default."""
@@ -188,11 +167,15 @@ def load(
     values = reader.environment()
     document = reader.document(toml_text)
     policy = Policy(**reader.section(document, "policy", POLICY))
+    page = Page(**reader.section(document, "page", PAGE))
+    if not page.sponsor_text and (page.sponsor_url or page.sponsor_image):
+        reader.problem(f"{toml_name}: [page]", "a sponsor without sponsor_text", "a text for it")
     timeouts = Timeouts(**reader.section(document, "timeouts", TIMEOUTS))
-    upstreams = _read_upstreams(reader, document, values)
+    upstreams = read_upstreams(reader, document, values)
     models = _read_models(reader, document, upstreams, values["max_output_tokens"])
     values["access_tokens"] = _read_tokens(reader, values["access_tokens"])
     reader.refuse_unknown_variables()
+    reader.warnings += [*unencrypted(upstreams), *([] if upstreams else _unanswered(models))]
     if reader.problems:
         raise ConfigError(reader.problems)
     values["caller_daily_nanousd"] = _resolve(values["caller_daily"], values["daily_nanousd"])
@@ -201,8 +184,9 @@ def load(
         upstreams=upstreams,
         models=models,
         policy=policy,
+        page=page,
         timeouts=timeouts,
-        warnings=tuple(dict.fromkeys((*reader.warnings, *_unencrypted(upstreams)))),
+        warnings=tuple(dict.fromkeys(reader.warnings)),
         origins=tuple(reader.origins),
     )
 
@@ -235,102 +219,6 @@ def _resolve(cap: Share | int | None, daily_nanousd: int | None) -> int | None:
     if not isinstance(cap, Share):
         return cap
     return None if daily_nanousd is None else daily_nanousd * cap.ppm // PPM
-
-
-def _unencrypted(upstreams: Sequence[Upstream]) -> list[str]:
-    """Not a problem, since many run a server in their own network; but they should know."""
-    return [
-        f"upstream {upstream.name}: keys and texts go to {upstream.base_url} unencrypted"
-        for upstream in upstreams
-        if upstream.scheme == "http" and upstream.keys and not upstream.is_loopback
-    ]
-
-
-# --- Upstreams ------------------------------------------------------------------------------------
-
-
-def _read_upstreams(
-    reader: Reader, document: Mapping[str, Any], values: Mapping[str, Any]
-) -> tuple[Upstream, ...]:
-    """The file's upstreams, else the environment's; none: the embedded model answers."""
-    entries = reader.entries(document, "upstream")
-    if not entries:
-        return _environment_upstream(reader, values)
-    upstreams: list[Upstream] = []
-    for place, table in entries:
-        taken = [upstream.name for upstream in upstreams]
-        upstreams.append(_file_upstream(reader, place, table, taken, values))
-    referred = any(table.get("keys_env") == KEY_VARIABLES[0] for _, table in entries)
-    reader.warnings += [
-        f"{name} isn't used, since {reader.toml_name} has upstreams that don't refer to it"
-        for name in (*(() if referred else KEY_VARIABLES), "OPENAI_BASE_URL")
-        if reader.variable(name)
-    ]
-    return tuple(upstreams)
-
-
-def _environment_upstream(reader: Reader, values: Mapping[str, Any]) -> tuple[Upstream, ...]:
-    """One named ``openai`` if there are keys, or another server's address that wants none."""
-    keys = _openai_keys(reader, values)
-    upstream = _upstream(values["base_url"], name=OPENAI, keys=keys, free=not keys)
-    return () if not keys and upstream.is_openai else (upstream,)
-
-
-def _file_upstream(
-    reader: Reader,
-    place: str,
-    table: Mapping[str, Any],
-    taken: Sequence[str],
-    values: Mapping[str, Any],
-) -> Upstream:
-    """One ``[[upstream]]``, with its keys looked up."""
-    before = len(reader.problems)
-    row = reader.table(table, UPSTREAM, place)
-    reader.require_own_name(place, table, row["name"], taken)
-    keys = _file_keys(reader, place, row.pop("keys_env"), row.pop("keys_file"), values)
-    upstream = _upstream(row.pop("url"), keys=keys, **row)
-    if upstream.is_openai and not keys and len(reader.problems) == before:
-        reader.problem(place, "no keys", "keys_env or keys_file, since OpenAI's API wants a key")
-    return upstream
-
-
-def _file_keys(
-    reader: Reader,
-    place: str,
-    variable: str | None,
-    path: str | None,
-    values: Mapping[str, Any],
-) -> tuple[Secret, ...]:
-    """The keys that keys_env or keys_file point to; none where neither is given."""
-    if variable is not None and path is not None:
-        reader.problem(place, "both keys_env and keys_file", "one of the two")
-        return ()
-    if path is not None:
-        return reader.keys_of_file(path, f"{place}: keys_file")
-    if variable is None:
-        return ()
-    if variable == KEY_VARIABLES[0] and any(map(reader.variable, KEY_VARIABLES)):
-        return _openai_keys(reader, values)
-    text = reader.variable(variable)
-    if text is None:
-        reader.problem(f"{place}: keys_env", f"{variable}, which isn't set", "a variable with keys")
-        return ()
-    return reader.keys(text[0], variable)
-
-
-def _upstream(url: Url, **fields: Any) -> Upstream:
-    return Upstream(
-        scheme=url.scheme, host=url.host, port=url.port, base_path=url.base_path, **fields
-    )
-
-
-def _openai_keys(reader: Reader, values: Mapping[str, Any]) -> tuple[Secret, ...]:
-    """The keys of the first of KEY_VARIABLES that is set; the others are warned about."""
-    given = [name for name in KEY_VARIABLES if reader.variable(name)]
-    reader.warnings += [f"{name} isn't used, since {given[0]} is set" for name in given[1:]]
-    if given == ["OPENAI_API_KEYS_FILE"]:
-        return reader.keys_of_file(values["keys_file"], given[0])
-    return values["keys"] or values["key"] or ()
 
 
 # --- Models ---------------------------------------------------------------------------------------
@@ -368,21 +256,53 @@ def _file_model(
     """One ``[[model]]``, with what it leaves open filled in."""
     row = reader.table(table, MODEL, place)
     reader.require_own_name(place, table, row["name"], taken)
-    # Without any upstream, "openai" is still the name of the one that a key would make.
-    known = [upstream.name for upstream in upstreams] or [OPENAI]
-    wanted = row["upstreams"] or tuple(known)
-    for name in wanted:
-        # If an upstream's own name is wrong, that is the one to mend.
-        if name not in known and all(known):
-            reader.problem(f"{place}: upstreams", quote(name), f"some of {', '.join(known)}")
-    serving = [upstream for upstream in upstreams if upstream.name in wanted]
-    row["upstreams"] = tuple(upstream.name for upstream in serving) if row["upstreams"] else ()
+    wanted = row["upstreams"] or ()
+    _check_upstreams(reader, f"{place}: upstreams", wanted, upstreams)
+    if LOCAL in wanted:
+        _check_local(reader, f"{place}: upstreams", row["endpoints"] or ())
+    serving = [one for one in upstreams if not wanted or one.name in wanted]
+    row["upstreams"] = (
+        *(one.name for one in serving if wanted),
+        *(name for name in wanted if name == LOCAL),
+    )
     row["upstream_model"] = row["upstream_model"] or row["name"]
     row["max_output_tokens"] = min(row["max_output_tokens"] or ceiling_tokens, ceiling_tokens)
     row["output_field"] = row["output_field"] or _output_field(serving)
     if row["endpoints"] is None:
         del row["endpoints"]
     return Model(**row)
+
+
+def _check_upstreams(
+    reader: Reader, place: str, wanted: Sequence[str], upstreams: Sequence[Upstream]
+) -> None:
+    """Refuse names that no upstream has."""
+    # Without any upstream, "openai" is still the name of the one that a key would make.
+    known = [upstream.name for upstream in upstreams] or [OPENAI]
+    # If an upstream's own name is wrong, that is the one to mend.
+    for name in wanted if all(known) else ():
+        if name not in (*known, LOCAL):
+            reader.problem(place, quote(name), f"some of {', '.join((*known, LOCAL))}")
+
+
+def _check_local(reader: Reader, place: str, endpoints: Sequence[Endpoint]) -> None:
+    """Refuse the embedded model where it has no answer."""
+    if beyond := _beyond_local(endpoints):
+        found = f"{quote(LOCAL)} for {', '.join(beyond)}"
+        reader.problem(place, found, f"it for {', '.join(sorted(LOCAL_ENDPOINTS))}")
+
+
+def _unanswered(models: Sequence[Model]) -> list[str]:
+    """No problems, since a key may come later: what nobody answers until then."""
+    return [
+        f"model {model.name}: without an upstream there is no answer to {', '.join(beyond)}"
+        for model in models
+        if (beyond := _beyond_local(model.endpoints))
+    ]
+
+
+def _beyond_local(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+    return [endpoint for endpoint in endpoints if endpoint not in LOCAL_ENDPOINTS]
 
 
 def _output_field(upstreams: Sequence[Upstream]) -> OutputField:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from freeapi import dryrun
+from freeapi.delivery import Delivery
 from freeapi.errors import (
     BudgetBusy,
     BudgetExhausted,
@@ -33,19 +34,19 @@ from freeapi.errors import (
     UpstreamUnreachable,
 )
 from freeapi.http.relay import Relay
-from freeapi.http.reply import Reply
-from freeapi.http.sse import Usage
 from freeapi.journal import Journal
+from freeapi.metrics import Metrics
 from freeapi.policy import failures
 from freeapi.policy.budget import Reservation
 from freeapi.policy.failures import Failure
-from freeapi.policy.keys import Key, KeyPool, Lease
+from freeapi.policy.keys import KeyPool, Lease
 from freeapi.policy.payload import Prepared
-from freeapi.policy.prices import bound_nanousd
+from freeapi.policy.prices import bound_nanousd, is_priced
 from freeapi.policy.prices import cost_nanousd as cost_of
+from freeapi.providers import LOCAL
 from freeapi.routes import JSON
 from freeapi.state.ledger import Purse
-from freeapi.upstreams import LOCAL, Upstreams
+from freeapi.upstreams import STAND_IN_FOR, Account, Upstreams
 
 #: One request and two more (DESIGN section 5, "Retry"), as many as OpenAI's SDKs make.
 TRIES_MAX: Final = 3
@@ -66,59 +67,6 @@ _FAILURES: Final[Mapping[type[UpstreamError], Failure]] = {
 }
 
 
-class Delivery:
-    """One request and what became of it."""
-
-    __slots__ = (
-        "answered_s",
-        "caller",
-        "final_s",
-        "headers",
-        "prepared",
-        "relay",
-        "reply",
-        "tried",
-        "tries",
-        "unknown",
-        "upstream",
-        "upstreams",
-        "was_stale",
-    )
-
-    def __init__(
-        self, caller: bytes, prepared: Prepared, reply: Reply, headers: bytes, final_s: float
-    ) -> None:
-        """``headers`` are ours for the caller's answer; ``final_s`` is when all must be over."""
-        self.caller = caller
-        self.prepared = prepared
-        #: The names of the upstreams that may serve it.
-        self.upstreams = prepared.model.upstreams
-        self.reply = reply
-        self.headers = headers
-        self.final_s = final_s
-        self.relay: Relay | None = None
-        self.tries = 0
-        self.tried: list[Key] = []
-        #: How many of the tries the upstream may bill without our knowing how much.
-        self.unknown = 0
-        #: A kept-alive connection died under it; it is sent once more, over a new one.
-        self.was_stale = False
-        #: The upstream of the last try.
-        self.upstream = ""
-        #: Loop time of its first byte.
-        self.answered_s: float | None = None
-
-    @property
-    def usage(self) -> Usage | None:
-        """What the upstream says that the last try used."""
-        return None if self.relay is None else self.relay.usage
-
-    @property
-    def is_answering(self) -> bool:
-        """Whether the caller has got something of an answer."""
-        return self.relay is not None and self.relay.started
-
-
 class Dispatcher:
     """Sends deliveries with the pool's keys."""
 
@@ -131,6 +79,7 @@ class Dispatcher:
         has_stand_in: bool,
         now: Callable[[], float],
         journal: Journal,
+        metrics: Metrics,
     ) -> None:
         """``purse``: None where nothing is capped.
 
@@ -142,6 +91,7 @@ class Dispatcher:
         self._has_stand_in = has_stand_in
         self._now = now
         self._journal = journal
+        self._metrics = metrics
 
     async def deliver(self, delivery: Delivery, lease: Lease) -> None:
         """Send until the caller has an answer, the upstream's own or one cut short.
@@ -161,6 +111,12 @@ class Dispatcher:
             lease = self._lease(delivery, failure)
         raise ClientGone
 
+    def reconfigure(self, upstreams: Upstreams, purse: Purse | None, *, has_stand_in: bool) -> None:
+        """Use these from now on; deliveries under way go on with what they have."""
+        self._upstreams = upstreams
+        self._purse = purse
+        self._has_stand_in = has_stand_in
+
     def rehearse(self, prepared: Prepared) -> bytes:
         """The request that ``deliver`` would send first, as JSON without its key; takes nothing.
 
@@ -168,7 +124,7 @@ class Dispatcher:
         """
         model = prepared.model
         key = self._keys.choose(model.upstream_model, model.upstreams, self._now())
-        return dryrun.show(self._upstreams.accounts[key.upstream][key.index], prepared)
+        return dryrun.show(key.account, prepared)
 
     def _lease(self, delivery: Delivery, failure: Failure) -> Lease:
         """A key for the next try; where none is left, the reason why the last one failed.
@@ -193,10 +149,13 @@ class Dispatcher:
         """
         broke = lease.key.upstream
         delivery.upstreams = tuple(name for name in delivery.upstreams if name != broke)
-        can_stand_in = self._has_stand_in and isinstance(error, BudgetExhausted)
+        can_stand_in = (
+            self._has_stand_in
+            and isinstance(error, BudgetExhausted)
+            and delivery.prepared.endpoint in STAND_IN_FOR
+        )
         if not delivery.upstreams and can_stand_in and broke != LOCAL:
             delivery.upstreams = (LOCAL,)
-            delivery.headers += _SERVED_BY_LOCAL
         if not delivery.upstreams:
             raise error
         try:
@@ -218,7 +177,9 @@ class Dispatcher:
         if self._purse is not None:
             amount_nanousd = 0
             if lease.key.upstream not in self._upstreams.free:
-                amount_nanousd = bound_nanousd(delivery.prepared, delivery.prepared.model)
+                if not is_priced(delivery.prepared):  # it waited while a reload brought caps
+                    raise BudgetBusy(whose="this instance's", retry_after_s=KEY_WAIT_S)
+                amount_nanousd = bound_nanousd(delivery.prepared)
             reservation = await self._purse.reserve(
                 lease.key.upstream, delivery.caller, amount_nanousd
             )
@@ -236,8 +197,11 @@ class Dispatcher:
         if not is_unknown:
             cost_nanousd = 0
             if usage is not None and reservation.amount_nanousd:
-                model = delivery.prepared.model
-                cost_nanousd = cost_of(usage.prompt_tokens, usage.completion_tokens, model)
+                cost_nanousd = cost_of(
+                    delivery.prepared, usage.prompt_tokens, usage.completion_tokens
+                )
+        spent_nanousd = reservation.amount_nanousd if cost_nanousd is None else cost_nanousd
+        self._metrics.spent(delivery.upstream, spent_nanousd)
         over_nanousd = reservation.settle(cost_nanousd)
         if over_nanousd:
             self._journal.event(
@@ -248,8 +212,11 @@ class Dispatcher:
         """Send once and relay; as ``_try``."""
         delivery.tries += 1
         delivery.upstream = lease.key.upstream
+        headers = delivery.headers
+        if self._upstreams.marks_local and lease.key.upstream == LOCAL:
+            headers += _SERVED_BY_LOCAL
         relay = delivery.relay = Relay(
-            delivery.reply, delivery.headers, hides_usage=delivery.prepared.hides_usage
+            delivery.reply, headers, hides_usage=delivery.prepared.hides_usage
         )
         try:
             await self._exchange(delivery, relay, lease)
@@ -270,7 +237,7 @@ class Dispatcher:
         self._report(delivery, lease, failure, None)
         if relay.started:
             relay.fail(error)
-        delivery.unknown += failure.may_be_billed and delivery.usage is None
+        delivery.unknown += failure.may_be_billed and delivery.has_left and delivery.usage is None
         if relay.started:
             return None
         if self._may_retry(delivery, lease, failure):
@@ -282,7 +249,7 @@ class Dispatcher:
         failure = failures.classify(relay.status, *failures.read_error(relay.error_body))
         wait_s = failures.parse_wait(relay.headers, time.time())
         self._report(delivery, lease, failure, wait_s)
-        delivery.unknown += failure.may_be_billed
+        delivery.unknown += failure.may_be_billed and delivery.has_left
         if failure.error is None:
             body = failures.caller_error_body(relay.status, relay.error_body)
             delivery.reply.send(relay.status, delivery.headers + JSON, body)
@@ -304,8 +271,10 @@ class Dispatcher:
 
     async def _exchange(self, delivery: Delivery, relay: Relay, lease: Lease) -> None:
         """One request over one connection, and the whole of its answer."""
-        account = self._upstreams.accounts[lease.key.upstream][lease.key.index]
-        connection = None if delivery.was_stale else account.pool.take()
+        account: Account = lease.key.account
+        connection = None
+        if delivery.form is None and not delivery.was_stale:  # a form can't be sent once more
+            connection = account.pool.take()
         if connection is None:
             connection = await account.pool.connect()
         was_reused = connection.reused
@@ -313,9 +282,12 @@ class Dispatcher:
         cancel, reply.on_gone = reply.on_gone, functools.partial(connection.abandon, relay)
         reply.source = connection
         try:
-            await connection.exchange(
-                account.head_for(prepared), prepared.body, relay, delivery.final_s
-            )
+            if delivery.form is None:
+                head = account.head_for(prepared)
+                await connection.exchange(head, prepared.body, relay, delivery.final_s)
+            else:
+                head = account.head_for(prepared, delivery.form.content_type)
+                await delivery.form.exchange(head, connection, relay, delivery.final_s)
         except UpstreamCut:
             if was_reused and connection.answered_s is None:
                 raise UpstreamStale from None
@@ -323,8 +295,8 @@ class Dispatcher:
         except UpstreamError:
             raise
         except BaseException:
-            # The caller has gone, or a bug of ours: it may be billed all the same.
-            delivery.unknown += 1
+            # The caller has gone, or its form is no good, or a bug: it may be billed all the same.
+            delivery.unknown += delivery.has_left
             raise
         finally:
             delivery.answered_s = connection.answered_s
@@ -338,7 +310,10 @@ class Dispatcher:
             return is_first
         delivery.tried.append(lease.key)
         return (
-            failure.retry_is_safe and delivery.tries < TRIES_MAX and self._now() < delivery.final_s
+            failure.retry_is_safe
+            and delivery.can_go_again
+            and delivery.tries < TRIES_MAX
+            and self._now() < delivery.final_s
         )
 
     def _report(
@@ -347,6 +322,7 @@ class Dispatcher:
         """Tell the pool and the journal of a failure."""
         self._keys.failed(lease, failure, self._now(), wait_s)
         if failure.verdict != "caller":
+            self._metrics.upstream_failed(lease.key.upstream, failure.label)
             self._journal.event(
                 "upstream_failure",
                 upstream=lease.key.upstream,

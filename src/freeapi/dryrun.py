@@ -23,7 +23,7 @@ from freeapi.policy.payload import Prepared
 from freeapi.upstreams import Account
 
 HEADER: Final = b"x-freeapi-dry-run"
-_REDACTED: Final = "Bearer [redacted]"
+_REDACTED: Final = {"authorization": "Bearer [redacted]", "api-key": "[redacted]"}
 
 
 class _Shown(msgspec.Struct):
@@ -48,7 +48,7 @@ def is_wanted(request: Request) -> bool:
 
 
 def show(account: Account, prepared: Prepared) -> bytes:
-    """The request as JSON; the value of Authorization is all that differs from what is sent."""
+    """The request as JSON; the key's value is all that differs from what is sent."""
     start, *lines = (
         account.head_for(prepared).decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
     )
@@ -60,4 +60,4 @@ def show(account: Account, prepared: Prepared) -> bytes:
 
 
 def _shown(name: str, value: str) -> tuple[str, str]:
-    return name, _REDACTED if name == "authorization" else value
+    return name, _REDACTED.get(name, value)

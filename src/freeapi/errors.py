@@ -138,12 +138,12 @@ class BodyTooLarge(ClientError):
 
 
 class UnsupportedMediaType(ClientError):
-    """A JSON route was given something else."""
+    """The route takes another kind of body."""
 
     status = 415
     code = "unsupported_media_type"
     label = "unsupported_media_type"
-    wording = "The body must be JSON: send the header 'Content-Type: application/json'."
+    wording = "The body must be {kind}: send the header 'Content-Type: {content_type}'."
 
 
 class InvalidJson(ClientError):
@@ -152,6 +152,14 @@ class InvalidJson(ClientError):
     code = "invalid_json"
     label = "invalid_json"
     wording = "We could not parse the JSON body of your request: {problem}."
+
+
+class InvalidForm(ClientError):
+    """The body isn't a multipart form, or not one as simple as those accepted here."""
+
+    code = "invalid_form"
+    label = "invalid_form"
+    wording = "We could not read the form in the body of your request: {problem}."
 
 
 class InvalidValue(ClientError):

@@ -20,9 +20,6 @@ from freeapi.policy.limits import DAY_S, Admission, CallerLimits, Limits, ModelB
 from freeapi.policy.models import ANY_MODEL, Model
 from freeapi.policy.payload import Prepared
 
-#: The prompt's tokens as reserved, in bytes of body each: OpenAI's rule of thumb for English. What
-#: the request really used is put right when its usage is known; money is bounded, not estimated.
-_BYTES_PER_TOKEN: Final = 4
 _SECRET_BYTES: Final = 32
 
 
@@ -54,25 +51,53 @@ class Gate:
         journal: Journal,
     ) -> None:
         """``limits`` are every anonymous caller's; ``now`` gives monotonic seconds."""
-        self._defaults = limits
         self._callers = Callers(
             lambda: secrets.token_bytes(_SECRET_BYTES), parse_address, proxy_hops, tokens
         )
         self._limits = Limits()
-        self._buckets = {model.name: ModelBucket(model.rpm, model.tpm) for model in models}
+        self._buckets: dict[str, ModelBucket] = {}
+        #: Of models that are no longer there: for requests that wait, and for their return.
+        self._old_buckets: dict[str, ModelBucket] = {}
         self._now = now
         self._journal = journal
+        self._watch: SharedTagWatch | None = None
+        self.reconfigure(limits=limits, tokens=tokens, proxy_hops=proxy_hops, models=models)
+
+    def reconfigure(
+        self,
+        *,
+        limits: CallerLimits,
+        tokens: TokenTable | None,
+        proxy_hops: int,
+        models: Iterable[Model],
+    ) -> None:
+        """Identify and limit so from now on; who was counted for what stays. O(models, tokens)."""
+        self._defaults = limits
+        self._callers.reconfigure(proxy_hops, tokens)
+        known, self._buckets = self._old_buckets | self._buckets, {}
+        for model in models:
+            bucket = known.pop(model.name, None) or ModelBucket(None, None)
+            bucket.reconfigure(model.rpm, model.tpm)
+            self._buckets[model.name] = bucket
+        self._old_buckets = known
         # Behind proxies that are known, or with tokens, one busy tag is one busy caller.
-        self._watch = SharedTagWatch() if tokens is None and not proxy_hops else None
+        if tokens is not None or proxy_hops:
+            self._watch = None
+        elif self._watch is None:
+            self._watch = SharedTagWatch()
 
     def identify(self, request: Request) -> Visitor:
         """Whose request this is. Raises InvalidToken."""
         day = int(time.time() // DAY_S)
         if self._watch is None:
             return self._identify(request, day)
-        # Then a connection is one caller's all day.
+        # Then a connection is one caller's all day, while nobody changes its limits.
         known = request.peer.memo
-        if not isinstance(known, _Known) or known.day != day:
+        if (
+            not isinstance(known, _Known)
+            or known.day != day
+            or known.visitor.limits is not self._defaults
+        ):
             known = request.peer.memo = _Known(day, self._identify(request, day))
         if self._watch.saw(known.visitor.caller, self._now()):
             self._journal.event("one_caller")
@@ -89,16 +114,22 @@ class Gate:
 
     def admit(self, visitor: Visitor, prepared: Prepared) -> Admission:
         """Reserve the request and its tokens, or raise and take nothing; see ``Limits.admit``."""
-        model = prepared.model
-        bucket = self._buckets.get(model.name) or self._buckets[ANY_MODEL]
         return self._limits.admit(
             visitor.caller,
             visitor.limits,
-            bucket,
+            self._buckets.get(prepared.model.name) or self._rare_bucket(prepared.model.name),
             tokens_of(prepared),
             self._now(),
             time.time(),
         )
+
+    def _rare_bucket(self, model: str) -> ModelBucket:
+        """That of ``*``; or else the request was prepared before its model was removed."""
+        for buckets in (self._buckets, self._old_buckets):
+            bucket = buckets.get(model) or buckets.get(ANY_MODEL)
+            if bucket is not None:
+                return bucket
+        raise AssertionError(f"a request for a model that never was: {model}")
 
     def count(self, visitor: Visitor) -> None:
         """Take one request without tokens, for no model: an answer that costs an upstream nothing.
@@ -111,6 +142,13 @@ class Gate:
             visitor.caller, visitor.limits, nothing, 0, now_s, time.time()
         )
         admission.settle(0, now_s)
+
+    def capacity(self) -> dict[str, tuple[int | None, int | None]]:
+        """What each model's own limits would let in at once: requests, tokens. O(models)."""
+        now_s = self._now()
+        return {
+            name: bucket.rates.left(bucket.meter, now_s) for name, bucket in self._buckets.items()
+        }
 
     def headers_for(self, request: Request) -> bytes:
         """The same lines for a request that comes to nothing; none for who may not call."""
@@ -126,8 +164,7 @@ class Gate:
 
 def tokens_of(prepared: Prepared) -> int:
     """What a request reserves of its caller's and its model's TPM."""
-    output_tokens = prepared.choices * prepared.output_tokens_max
-    return len(prepared.body) // _BYTES_PER_TOKEN + output_tokens
+    return prepared.prompt_tokens + prepared.output_tokens
 
 
 def parse_address(text: str) -> bytes:

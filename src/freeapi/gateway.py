@@ -1,52 +1,53 @@
-"""The running gateway: every object built by hand, then served until told to stop.
+"""The gateway: every object built by hand, and told of a new configuration.
 
-This is the one place that knows how the parts are put together. Starting comes in the order of what
-may fail: the embedded model first, the public port last, so that a port that answers has everything
-behind it. Stopping is the reverse: no new callers, open answers finish (at most
-``FREEAPI_DRAIN_S``), then the connections to upstreams close.
+This is the one place that knows how the parts are put together. What this is not: the process
+around it, with its signals and its order of starting and stopping, is ``serve``'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 import random
 import resource
 import secrets
-import signal
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import uvloop
-
-from freeapi import __version__
-from freeapi.banner import banner
 from freeapi.config import Config
 from freeapi.dispatch import Dispatcher
+from freeapi.embedded import Embedded
 from freeapi.gate import Gate
 from freeapi.http.deadlines import Deadlines
 from freeapi.http.server import Server, ServerLimits
 from freeapi.journal import Journal
-from freeapi.local import LocalModel, LocalModelError
+from freeapi.local import LocalModel
+from freeapi.metrics import Metrics
 from freeapi.pages.admin import AdminPages, is_loopback
-from freeapi.pages.status import StatusPage
-from freeapi.policy.callers import parse_tokens
+from freeapi.pages.course import Course, Pulse
+from freeapi.pages.gauges import watch_keys, watch_load, watch_money, watch_process
+from freeapi.pages.operator import OperatorPages
+from freeapi.pages.site import Site
+from freeapi.pages.site_facts import SiteFacts
+from freeapi.pages.status import Left, StatusPage
+from freeapi.policy import failures
+from freeapi.policy.budget import Caps, Status
+from freeapi.policy.callers import TokenTable, parse_tokens
+from freeapi.policy.failures import Failure
 from freeapi.policy.keys import KeyPool
-from freeapi.policy.models import ModelTable
+from freeapi.policy.models import PATHS, ModelTable
 from freeapi.policy.payload import Rules
 from freeapi.proxy import Proxy
+from freeapi.reload import unchangeable
 from freeapi.routes import COMMON_HEADERS, Routes
 from freeapi.scheduler import Scheduler
-from freeapi.state.ledger import Ledger, LedgerError, Purse
-from freeapi.upstreams import build, caps, routed
+from freeapi.state.ledger import Ledger, Purse
+from freeapi.upstreams import Upstreams, build, caps, routed
 
 #: Left for upstream connections, the model, files: a caller's request takes two descriptors.
 _DESCRIPTORS_SPARE = 64
-#: Young objects between two looks of the cycle collector; at 1 KB each, 20 MB at most.
-_OBJECTS_PER_COLLECTION = 20_000
+#: What is counted under a name of its own, beside the API's endpoints.
+_COUNTED = [*PATHS, "models", "page", "status", "health"]
+_FAILURE_LABELS = [one.label for one in vars(failures).values() if isinstance(one, Failure)]
 ADMIN_SETTING = "FREEAPI_ADMIN_ADDR"
 
 
@@ -54,99 +55,232 @@ class CannotListen(Exception):
     """An address to listen on can't be had; the text says which and why."""
 
 
-def run(config: Config, journal: Journal) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after a drain, 1 if it can't start.
-
-    Prints the banner on stdout, and why it can't start on stderr.
-    """
-    try:
-        return uvloop.run(_serve(config, journal))
-    except (LocalModelError, LedgerError, CannotListen) as error:
-        # They happen before the first caller, so the words are about this machine only.
-        print(f"freeapi can't start: {error}", file=sys.stderr)
-        return 1
-
-
-async def _serve(config: Config, journal: Journal) -> int:
-    start_s = time.monotonic()
-    stop = _stop_signal()
-    asyncio.get_running_loop().set_exception_handler(
-        lambda loop, context: journal.crash("loop", context.get("exception"))
-    )
-    journal.event("start", version=__version__, pid=os.getpid(), local=config.local)
-    wants_local = config.local or config.policy.when_exhausted == "local"
-    local = await LocalModel.start(journal) if wants_local else None
-    try:
-        gateway = Gateway(config, journal, local)
-        host, port = await gateway.listen()
-        _keep_from_collector()
-        print(banner(config, host, port), flush=True)
-        ready_ms = round((time.monotonic() - start_s) * 1_000)
-        journal.event("ready", host=host, port=port, duration_ms=ready_ms)
-        await stop.wait()
-        journal.event("drain", limit_s=config.drain_s)
-        await gateway.drain()
-    finally:
-        if local is not None:
-            await local.stop()
-    journal.event("stop", dropped=journal.dropped)
-    return 0
-
-
 class Gateway:
-    """The parts of one process and how they are joined."""
+    """The parts of one process and how they are joined.
 
-    def __init__(self, config: Config, journal: Journal, local: LocalModel | None) -> None:
-        self._config = config
+    What counts or remembers (callers, limits, keys, money, those that wait) lives as long as the
+    process and is told of new values; what doesn't is made anew by each configuration.
+    """
+
+    def __init__(
+        self, config: Config, journal: Journal, embedded: Embedded, local: LocalModel | None
+    ) -> None:
+        """``local``: what ``embedded`` has for this configuration."""
+        self.config = config
+        self._local = local
         self._journal = journal
-        now = asyncio.get_running_loop().time
-        self._deadlines = Deadlines(asyncio.get_running_loop(), _shortest_s(config))
-        socket_path = local.socket_path if local is not None else None
-        self._upstreams = build(config, socket_path, self._deadlines)
-        self._purse = _purse(config, journal)
-        keys = KeyPool(self._upstreams.keys, random.SystemRandom().random)
-        models = ModelTable(routed(config), created=int(time.time()))
-        gate = _gate(config, journal, now)
-        scheduler = Scheduler(gate, keys, config.queue_s)
-        dispatcher = Dispatcher(
-            keys,
+        self._embedded = embedded
+        self._loop = asyncio.get_running_loop()
+        self._created_s = int(time.time())
+        #: So that a token is the same caller after a reload.
+        self._token_secret = secrets.token_bytes(32)
+        self._deadlines = Deadlines(self._loop, _shortest_s(config))
+        self._upstreams = build(config, _socket(local), self._deadlines)
+        self._metrics = Metrics(_COUNTED, _FAILURE_LABELS)
+        self._purse = self._new_purse(config, _ledger(config))
+        self._keys = KeyPool(self._upstreams.keys, random.SystemRandom().random)
+        self._gate = Gate(
+            limits=config.caller_limits,
+            tokens=self._tokens(config),
+            proxy_hops=config.proxy_hops,
+            models=config.models,
+            now=self._loop.time,
+            journal=journal,
+        )
+        self._scheduler = Scheduler(self._gate, self._keys, config.queue_s)
+        self._dispatcher = Dispatcher(
+            self._keys,
             self._upstreams,
             self._purse,
             has_stand_in=config.policy.when_exhausted == "local",
-            now=now,
+            now=self._loop.time,
             journal=journal,
+            metrics=self._metrics,
         )
-        proxy = Proxy(
-            gate=gate,
-            scheduler=scheduler,
+        models = self._models(config)
+        self._proxy = Proxy(
+            gate=self._gate,
+            scheduler=self._scheduler,
             models=models,
-            rules=Rules(n_max=config.policy.n_max, unknown_fields=config.policy.unknown_fields),
-            dispatcher=dispatcher,
+            rules=_rules(config),
+            dispatcher=self._dispatcher,
             total_s=config.timeouts.total_s,
             journal=journal,
+            metrics=self._metrics,
             request_log=config.request_log,
         )
-
-        def is_ready() -> bool:
-            return local is None or not config.local or local.is_ready
-
-        status = StatusPage(
-            is_ready, lambda: scheduler.waiting, None if self._purse is None else self._purse.status
+        self._status = self._status_page(config)
+        self._site = Site(SiteFacts.of(config))
+        self._routes = Routes(
+            {endpoint: self._proxy.answer(endpoint) for endpoint in PATHS},
+            models,
+            self._is_ready,
+            lambda: self._status.body(),
+            dict.fromkeys(Site.PATHS, self._site.answer),
+            self._gate.headers_for,
+            self._metrics,
+            journal,
         )
-        routes = Routes(proxy.chat, models, is_ready, status.body, gate.headers_for, journal)
         limits = _server_limits(config)
-        self._public = Server(routes, limits, self._deadlines, headers=COMMON_HEADERS)
-        pages = AdminPages(
-            keys,
-            {model.upstream_model for model in config.models},
-            now,
-            local_only=config.admin is not None and is_loopback(config.admin.host),
+        self._public = Server(
+            self._routes,
+            limits,
+            self._deadlines,
+            headers=COMMON_HEADERS,
+            is_upload=self._routes.is_upload,
+            refused=lambda error: self._metrics.answered("other", error.status, error.label),
         )
-        self._admin = Server(pages, limits, self._deadlines)
+        self._course = Course(self._metrics.collect)
+        self._pulse = Pulse(self._loop, time.time, self._course.take)
+        self._operator = OperatorPages(self._metrics.collect, self._course, time.time)
+        self._watch()
+        self._admin = Server(self._admin_pages(config), limits, self._deadlines)
+
+    async def reload(self, config: Config) -> None:
+        """Go on by another configuration: no request is dropped, and no counter begins anew.
+
+        Raises LocalModelError or LedgerError; then all is as before. Not for two at a time.
+        """
+        config, fixed = unchangeable(self.config, config)
+        # First what may fail or take its time; what follows the last await is one step.
+        local = await self._embedded.wanted(config)
+        try:
+            upstreams = build(config, _socket(local), self._deadlines, self._upstreams)
+            tokens = self._tokens(config)
+            if self._purse is None:
+                ledger = await asyncio.to_thread(_ledger, config)
+                self._purse = self._new_purse(config, ledger)
+        except BaseException:
+            if not self.config.wants_local:
+                self._embedded.dismiss(0.0)
+            raise
+        for name in fixed:
+            self._journal.event("restart_needed", setting=name)
+        self._replace(config, local, upstreams, tokens)
+
+    def _replace(
+        self,
+        config: Config,
+        local: LocalModel | None,
+        upstreams: Upstreams,
+        tokens: TokenTable | None,
+    ) -> None:
+        """Tell every part. No await: a request sees all of it or nothing."""
+        if local is None:
+            self._embedded.dismiss(
+                self.config.timeouts.total_s
+            )  # by then none of its requests is left
+        self.config, self._local = config, local
+        limits = caps(config)
+        if self._purse is not None:
+            self._purse.reconfigure(limits or Caps())
+        self._upstreams.retire(upstreams)
+        self._upstreams = upstreams
+        self._keys.reconfigure(upstreams.keys)
+        self._gate.reconfigure(
+            limits=config.caller_limits,
+            tokens=tokens,
+            proxy_hops=config.proxy_hops,
+            models=config.models,
+        )
+        self._dispatcher.reconfigure(
+            upstreams,
+            None if limits is None else self._purse,
+            has_stand_in=config.policy.when_exhausted == "local",
+        )
+        models = self._models(config)
+        self._proxy.reconfigure(
+            models=models,
+            rules=_rules(config),
+            total_s=config.timeouts.total_s,
+            request_log=config.request_log,
+        )
+        self._routes.reconfigure(models)
+        self._status = self._status_page(config)
+        self._site.replace(SiteFacts.of(config))
+        self._allow_labels()
+        self._admin.app = self._admin_pages(config)
+        self._public.limits = self._admin.limits = _server_limits(config)
+        self._deadlines.heed(_shortest_s(config))
+        self._journal.set_level(config.log)
+        self._scheduler.reconfigure(config.queue_s)
+
+    # --- What a configuration makes ---
+
+    def _models(self, config: Config) -> ModelTable:
+        return ModelTable(routed(config), created=self._created_s)
+
+    def _tokens(self, config: Config) -> TokenTable | None:
+        if config.access_tokens is None:
+            return None
+        text = config.access_tokens.reveal()
+        return parse_tokens(text, config.caller_limits, self._token_secret)
+
+    def _new_purse(self, config: Config, ledger: Ledger | None) -> Purse | None:
+        limits = caps(config)
+        if limits is None or ledger is None:
+            return None
+        return Purse(limits, ledger, time.time, self._ledger_reported)
+
+    def _ledger_reported(self, label: str) -> None:
+        self._journal.event("ledger", label=label)
+        self._metrics.ledger_reported(label)
+
+    def _is_ready(self) -> bool:
+        return self._local is None or not self.config.local or self._local.is_ready
+
+    def _status_page(self, config: Config) -> StatusPage:
+        money = self._purse.status if self._purse is not None and caps(config) else None
+        return StatusPage(
+            self._is_ready,
+            lambda: self._scheduler.waiting,
+            money,
+            wait_s=lambda: self._scheduler.wait_s,
+            upstream=lambda: self._keys.availability(self._loop.time()),
+            capacity=lambda: [Left(name, *left) for name, left in self._gate.capacity().items()],
+        )
+
+    def _admin_pages(self, config: Config) -> AdminPages:
+        return AdminPages(
+            self._keys,
+            self._upstream_models(),
+            self._loop.time,
+            local_only=config.admin is not None and is_loopback(config.admin.host),
+            operator=self._operator,
+        )
+
+    # --- What is counted ---
+
+    def _watch(self) -> None:
+        """Have the metrics look at what is no count of requests."""
+        metrics = self._metrics
+        self._allow_labels()
+        watch_process(metrics)
+        watch_load(metrics, lambda: self._scheduler.waiting, self._connections)
+        watch_keys(metrics, self._keys, self._upstream_models, self._loop.time)
+        watch_money(metrics, self._money, lambda: caps(self.config))
+        metrics.watch("freeapi_event_loop_lag_seconds", lambda: self._pulse.lag_s)
+
+    def _allow_labels(self) -> None:
+        self._metrics.allow([one.name for one in self.config.models], list(self._upstreams.pools))
+
+    def _connections(self) -> tuple[int, int]:
+        return self._public.connections, sum(
+            pool.connections for pool in self._upstreams.pools.values()
+        )
+
+    def _money(self) -> Status | None:
+        has_caps = self._purse is not None and caps(self.config) is not None
+        return self._purse.status() if self._purse is not None and has_caps else None
+
+    def _upstream_models(self) -> set[str]:
+        return {model.upstream_model for model in self.config.models}
+
+    # --- Its life ---
 
     async def listen(self) -> tuple[str, int]:
         """Accept callers; returns the public address. Raises CannotListen."""
-        config = self._config
+        config = self.config
         if config.admin is not None:
             try:
                 await _listen(self._admin, config.admin.host, config.admin.port, ADMIN_SETTING)
@@ -159,10 +293,10 @@ class Gateway:
 
     async def drain(self) -> None:
         """No new callers; open answers finish within the limit; then all connections close."""
-        await self._public.drain(self._config.drain_s)
+        await self._public.drain(self.config.drain_s)
         await self._admin.drain(0)
-        for pool in self._upstreams.pools.values():
-            pool.close()
+        self._pulse.close()
+        self._upstreams.close()
         self._deadlines.close()
         if self._purse is not None:
             await self._purse.close()
@@ -179,6 +313,7 @@ def _server_limits(config: Config) -> ServerLimits:
     room = _connections_max()  # in any case: it raises the limit that a configured cap needs too
     return ServerLimits(
         body_bytes_max=config.max_body_bytes,
+        upload_bytes_max=config.max_upload_bytes,
         connections_max=config.max_connections or room,
         connections_per_address_max=(
             None if config.proxy_hops else config.max_connections_per_address
@@ -186,47 +321,20 @@ def _server_limits(config: Config) -> ServerLimits:
     )
 
 
-def _purse(config: Config, journal: Journal) -> Purse | None:
-    """Where money is kept, if any is spent within caps. Raises LedgerError."""
-    limits = caps(config)
-    if limits is None:
+def _ledger(config: Config) -> Ledger | None:
+    """Where money is written down, if any is spent within caps. Raises LedgerError."""
+    if caps(config) is None:
         return None
     assert config.data_dir is not None, "the edge resolves it"
-    ledger = Ledger(Path(config.data_dir))
-    return Purse(limits, ledger, time.time, lambda label: journal.event("ledger", label=label))
+    return Ledger(Path(config.data_dir))
 
 
-def _gate(config: Config, journal: Journal, now: Callable[[], float]) -> Gate:
-    limits = config.caller_limits
-    tokens = None
-    if config.access_tokens is not None:
-        tokens = parse_tokens(config.access_tokens.reveal(), limits, secrets.token_bytes(32))
-    return Gate(
-        limits=limits,
-        tokens=tokens,
-        proxy_hops=config.proxy_hops,
-        models=config.models,
-        now=now,
-        journal=journal,
-    )
+def _rules(config: Config) -> Rules:
+    return Rules(n_max=config.policy.n_max, unknown_fields=config.policy.unknown_fields)
 
 
-# --- The process ----------------------------------------------------------------------------------
-
-
-def _stop_signal() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; a second one ends the process at once."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop_or_die(number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop_or_die, number)
-    return stop
+def _socket(local: LocalModel | None) -> str | None:
+    return None if local is None else local.socket_path
 
 
 def _connections_max() -> int:
@@ -243,14 +351,3 @@ def _connections_max() -> int:
 def _shortest_s(config: Config) -> float:
     timeouts = config.timeouts
     return min(timeouts.first_byte_s, timeouts.idle_s, timeouts.total_s)
-
-
-def _keep_from_collector() -> None:
-    """What was built at start lives as long as the process: the collector need not look at it.
-
-    Of what requests leave behind nearly nothing is a cycle, so that looking for cycles after every
-    700 objects, the default, is some 3 % of all instructions (perf) for nothing.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_OBJECTS_PER_COLLECTION, 20, 20)

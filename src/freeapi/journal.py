@@ -58,6 +58,9 @@ EVENTS: Final[dict[str, Event]] = {
     "start": _event("info", "version pid local"),
     "ready": _event("info", "host port duration_ms"),
     "admin_off": _event("warning", "port"),
+    "reloaded": _event("info", "upstreams models duration_ms"),
+    "reload_refused": _event("error", "problems"),
+    "restart_needed": _event("warning", "setting"),
     "drain": _event("info", "limit_s"),
     "stop": _event("info", "dropped"),
     "local_ready": _event("info", "duration_ms"),
@@ -89,6 +92,10 @@ class Journal:
         self._second, self._stamp = -1.0, ""
         #: Lines.
         self.dropped = 0
+
+    def set_level(self, level: Level) -> None:
+        """Write events at or above another level from now on."""
+        self._rank = RANKS[level]
 
     def event(self, name: str, **fields: Value) -> None:
         """Write the event, if its level is on. O(fields)."""

@@ -1,6 +1,6 @@
 """The life of one request, in order.
 
-``chat`` starts a task that reads from top to bottom: who is asking, what they ask, may they; then
+``answer`` starts a task that reads from top to bottom: who is asking, what they ask, may they; then
 it is delivered (``dispatch``), and at the end, whatever happened, settled. The decisions are
 synchronous and each is a line here.
 """
@@ -8,32 +8,56 @@ synchronous and each is a line here.
 from __future__ import annotations
 
 import asyncio
+import functools
+from typing import Final
 
 from freeapi import dryrun
-from freeapi.dispatch import Delivery, Dispatcher
-from freeapi.errors import ClientGone, FreeApiError, UnsupportedMediaType
+from freeapi.delivery import Delivery
+from freeapi.dispatch import Dispatcher
+from freeapi.errors import ClientGone, FreeApiError, InvalidValue, UnsupportedMediaType
+from freeapi.forms import Form, Room
 from freeapi.gate import Gate, Visitor
 from freeapi.http.reply import Reply
 from freeapi.http.wire import Request
 from freeapi.journal import Journal
-from freeapi.policy.models import ModelTable
-from freeapi.policy.payload import Prepared, Rules, prepare_chat
-from freeapi.routes import JSON, refuse
+from freeapi.metrics import Metrics
+from freeapi.policy.models import Endpoint, ModelTable
+from freeapi.policy.payload import Prepared, Rules, prepare
+from freeapi.routes import FORM_ENDPOINTS, JSON, Answer, refuse
 from freeapi.scheduler import Grant, Scheduler
+
+_FORM: Final = "multipart/form-data"
 
 
 class Call:
     """One request under way: what is known of it so far."""
 
-    __slots__ = ("delivery", "grant", "prepared", "reply", "request", "visitor")
+    __slots__ = (
+        "delivery",
+        "endpoint",
+        "form",
+        "grant",
+        "prepared",
+        "queued_s",
+        "reply",
+        "request",
+        "streamed",
+        "visitor",
+    )
 
-    def __init__(self, request: Request, reply: Reply) -> None:
+    def __init__(self, endpoint: Endpoint, request: Request, reply: Reply) -> None:
+        self.endpoint = endpoint
         self.request = request
         self.reply = reply
         self.visitor: Visitor | None = None
         self.prepared: Prepared | None = None
+        self.form: Form | None = None
         self.grant: Grant | None = None
         self.delivery: Delivery | None = None
+        #: How long it waited for its turn.
+        self.queued_s = 0.0
+        #: Its answer was counted as a stream.
+        self.streamed = False
 
 
 class Proxy:
@@ -49,6 +73,7 @@ class Proxy:
         dispatcher: Dispatcher,
         total_s: float,
         journal: Journal,
+        metrics: Metrics,
         request_log: bool,
     ) -> None:
         """``total_s`` bounds a request from its last byte to the last byte of its answer."""
@@ -59,17 +84,32 @@ class Proxy:
         self._dispatcher = dispatcher
         self._total_s = total_s
         self._journal = journal
+        self._metrics = metrics
         self._request_log = request_log
+        self._room = Room()
         self._loop = asyncio.get_running_loop()
 
-    def chat(self, request: Request, reply: Reply) -> None:
-        """``POST /v1/chat/completions``."""
-        task = self._loop.create_task(self._answer(Call(request, reply)))
+    def reconfigure(
+        self, *, models: ModelTable, rules: Rules, total_s: float, request_log: bool
+    ) -> None:
+        """Use these for the requests that come from now on."""
+        self._models = models
+        self._rules = rules
+        self._total_s = total_s
+        self._request_log = request_log
+
+    def answer(self, endpoint: Endpoint) -> Answer:
+        """What answers ``POST`` to the endpoint's path."""
+        return functools.partial(self._start, endpoint)
+
+    def _start(self, endpoint: Endpoint, request: Request, reply: Reply) -> None:
+        task = self._loop.create_task(self._answer(Call(endpoint, request, reply)))
         reply.on_gone = task.cancel
 
     async def _answer(self, call: Call) -> None:
         """Whatever happens, the caller gets an answer and the request is settled."""
         label = "ok"
+        self._metrics.started()
         try:
             await self._serve(call)
         except FreeApiError as error:
@@ -84,6 +124,7 @@ class Proxy:
             self._refuse(call, FreeApiError())
         finally:
             self._settle(call)
+            self._count(call, label)
             if self._request_log:
                 self._log(call, label)
 
@@ -93,18 +134,38 @@ class Proxy:
         # Who is asking.
         call.visitor = visitor = self._gate.identify(request)
         # What: the body checked, adjusted and written anew.
-        _require_json(request)
-        call.prepared = prepared = prepare_chat(request.body, self._models, self._rules)
+        call.prepared = prepared = await self._prepare(call)
         if dryrun.is_wanted(request):
             self._rehearse(call.reply, visitor, prepared)
             return
+        if prepared.stream:
+            call.streamed = True
+            self._metrics.streaming()
         # May they, and when: all that it needs at once, or in its turn.
         call.grant = grant = await self._scheduler.grant(visitor, prepared)
+        call.queued_s = grant.queued_s
         # Deliver: connections, tries, relay.
         headers = self._gate.headers(visitor) + _adjusted(prepared)
         final_s = request.received_s + self._total_s
-        call.delivery = Delivery(visitor.caller, prepared, call.reply, headers, final_s)
+        call.delivery = Delivery(visitor.caller, prepared, call.form, call.reply, headers, final_s)
         await self._dispatcher.deliver(call.delivery, grant.lease)
+
+    async def _prepare(self, call: Call) -> Prepared:
+        """What is asked for; a form is read as far as it takes to tell."""
+        request = call.request
+        if call.endpoint not in FORM_ENDPOINTS:
+            _require_json(request)
+            return prepare(call.endpoint, request.body, self._models, self._rules)
+        if request.upload is None:
+            raise UnsupportedMediaType(kind="a form with a file", content_type=_FORM)
+        if dryrun.is_wanted(request):
+            problem = "a form can't be shown: it is sent on while it comes"
+            raise InvalidValue(param=dryrun.HEADER.decode(), problem=problem)
+        content_type = request.headers[b"content-type"]
+        call.form = Form(
+            call.endpoint, request.upload, content_type, self._models, self._rules, self._room
+        )
+        return await call.form.open()
 
     def _rehearse(self, reply: Reply, visitor: Visitor, prepared: Prepared) -> None:
         """Answer with the request that would be sent; see ``dryrun``."""
@@ -114,6 +175,8 @@ class Proxy:
 
     def _settle(self, call: Call) -> None:
         """Put what was used in place of what was reserved; what nobody knows stays reserved."""
+        if call.form is not None:
+            call.form.close()
         grant, delivery = call.grant, call.delivery
         if grant is None:
             return
@@ -135,6 +198,28 @@ class Proxy:
         headers = b"" if call.visitor is None else self._gate.headers(call.visitor)
         refuse(call.reply, error, headers)
 
+    def _count(self, call: Call, label: str) -> None:
+        """For the metrics: once, whatever came of it."""
+        prepared, delivery, request = call.prepared, call.delivery, call.request
+        usage = delivery.usage if delivery else None
+        answered_s = delivery.answered_s if delivery else None
+        self._metrics.finished(
+            endpoint=call.endpoint,
+            model=prepared.model.name if prepared else "",
+            status=call.reply.status,
+            label=label,
+            streamed=call.streamed,
+            upstream=delivery.upstream if delivery else "",
+            tries=delivery.tries if delivery else 0,
+            duration_s=self._loop.time() - request.received_s,
+            first_byte_s=None if answered_s is None else answered_s - request.received_s,
+            queued_s=call.queued_s,
+            prompt_tokens=usage.prompt_tokens if usage else None,
+            completion_tokens=usage.completion_tokens if usage else None,
+            request_bytes=len(request.body),
+            response_bytes=call.reply.body_bytes,
+        )
+
     def _log(self, call: Call, label: str) -> None:
         """The request's one line, if the operator wants it: no content, no caller."""
         prepared, delivery, start_s = call.prepared, call.delivery, call.request.received_s
@@ -142,7 +227,7 @@ class Proxy:
         answered_s = delivery.answered_s if delivery else None
         model = prepared.model.name if prepared else ""
         self._journal.request(
-            route="chat",
+            route=call.endpoint,
             model=model if self._models.is_listed(model) else None,
             status=call.reply.status or None,
             label=label,
@@ -160,7 +245,7 @@ def _require_json(request: Request) -> None:
     """Raises UnsupportedMediaType; parameters such as a charset are fine."""
     content_type = request.headers.get(b"content-type", b"")
     if content_type.partition(b";")[0].strip().lower() != b"application/json":
-        raise UnsupportedMediaType
+        raise UnsupportedMediaType(kind="JSON", content_type="application/json")
 
 
 def _adjusted(prepared: Prepared) -> bytes:

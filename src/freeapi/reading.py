@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from freeapi.settings import ENVIRONMENT, Setting
-from freeapi.spelling import KEYS, Secret, Unfit
+from freeapi.spelling import KEYS, Kind, Secret, Unfit
 
 #: Characters of a wrong value that are shown; more would bury the message.
 SHOWN_CHARS_MAX: Final = 60
@@ -121,7 +121,7 @@ class Reader:
             # tomllib names the line and the kind of mistake; it doesn't quote values.
             self.problem(self.toml_name, f"{error}", "TOML")
             return {}
-        names = {name: name for name in ("upstream", "model", "policy", "timeouts")}
+        names = {name: name for name in ("upstream", "model", "policy", "page", "timeouts")}
         for name in sorted(document.keys() - names.keys()):
             self._unknown(f"{self.toml_name}: {name}", name, names)
         return document
@@ -198,14 +198,17 @@ class Reader:
             self.problem(place, f"a file that can't be read ({why})", "a readable text file")
             return ""
 
+    def hidden(self, kind: Kind, text: str, place: str) -> Any:
+        """The value of a text that is never shown; None, with a problem, if it doesn't fit."""
+        try:
+            return kind.parse(text)
+        except Unfit as unfit:
+            self.problem(place, f"{unfit}", kind.allowed)
+            return None
+
     def keys(self, text: str, place: str) -> tuple[Secret, ...]:
         """The keys in a text."""
-        try:
-            found: tuple[Secret, ...] = KEYS.parse(text)
-        except Unfit as unfit:
-            self.problem(place, f"{unfit}", KEYS.allowed)
-            return ()
-        return found
+        return self.hidden(KEYS, text, place) or ()
 
     def keys_of_file(self, path: str, place: str) -> tuple[Secret, ...]:
         """The keys in a file, where a line that starts with # is a comment."""

@@ -8,7 +8,7 @@ account can't offer (it would show one caller's data to another) is a 404 that s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -16,8 +16,9 @@ from freeapi.errors import FreeApiError, MethodNotAllowed, ModelNotFound, RouteN
 from freeapi.http.reply import Reply
 from freeapi.http.wire import Request
 from freeapi.journal import Journal
+from freeapi.metrics import Metrics
 from freeapi.policy.limits import RETRY_WAIT_MAX_S
-from freeapi.policy.models import ModelTable
+from freeapi.policy.models import PATHS, Endpoint, ModelTable
 
 Answer = Callable[[Request, Reply], None]
 
@@ -56,7 +57,13 @@ _STATEFUL: Final = frozenset(
         "videos",
     ]
 )
-_UNKNOWN: Final = "This instance serves POST /v1/chat/completions and GET /v1/models."
+#: Whose bodies are forms that may be longer than JSON, and are taken as they come.
+FORM_ENDPOINTS: Final = frozenset[Endpoint](["transcriptions", "translations"])
+_ENDPOINT_PATHS: Final = frozenset(path.encode() for path in PATHS.values())
+_FORM_PATHS: Final = frozenset(
+    prefix + PATHS[endpoint].encode() for endpoint in FORM_ENDPOINTS for prefix in (b"", b"/v1")
+)
+_OFF: Final = "No model of this instance serves it; GET /v1/models lists those that there are."
 _PATH_SHOWN_MAX: Final = 100
 #: openai-node ignores a ``retry-after`` over RETRY_WAIT_MAX_S and hammers, unless told to give up.
 _GIVE_UP: Final = b"x-should-retry: false\r\n"
@@ -69,33 +76,61 @@ class Routes:
 
     def __init__(
         self,
-        chat: Answer,
+        answers: Mapping[Endpoint, Answer],
         models: ModelTable,
         is_ready: Callable[[], bool],
         status: Callable[[], bytes],
+        pages: Mapping[bytes, Answer],
         rates: Callable[[Request], bytes],
+        metrics: Metrics,
         journal: Journal,
     ) -> None:
-        """``status`` makes the body of ``GET /status``, ``rates`` a caller's ``x-ratelimit-*``."""
+        """``answers`` to the endpoints, each on only if one of ``models`` serves it.
+
+        ``status`` makes the body of ``GET /status``, ``rates`` a caller's ``x-ratelimit-*``;
+        ``pages`` are for people.
+        """
+        self._metrics = metrics
+        self._answers = answers
         self._rates = rates
-        self._models = models
         self._status = status
         self._is_ready = is_ready
         self._journal = journal
-        self._api: dict[bytes, dict[bytes, Answer]] = {
-            b"/chat/completions": {b"POST": chat},
-            b"/models": {b"GET": self._list_models},
-        }
         self._site: dict[bytes, dict[bytes, Answer]] = {
             b"/healthz": {b"GET": self._health},
             b"/readyz": {b"GET": self._readiness},
             b"/status": {b"GET": self._show_status},
+            **{path: {b"GET": answer} for path, answer in pages.items()},
         }
+        self._names = {
+            b"/v1/models": "models",
+            b"/models": "models",
+            b"/healthz": "health",
+            b"/readyz": "health",
+            b"/status": "status",
+            **dict.fromkeys(pages, "page"),
+        }
+        self.reconfigure(models)
+
+    def reconfigure(self, models: ModelTable) -> None:
+        """Serve these from now on."""
+        self._models = models
+        api: dict[bytes, dict[bytes, Answer]] = {b"/models": {b"GET": self._list_models}}
+        for endpoint, answer in self._answers.items():
+            if models.serving(endpoint):
+                api[PATHS[endpoint].encode()] = {b"POST": answer}
+        self._served = ", ".join(
+            f"{method.decode()} /v1{path.decode()}" for path, by in api.items() for method in by
+        )
         # The paths of nearly all traffic are found by one look-up.
         self._paths = {
-            **{prefix + path: by for path, by in self._api.items() for prefix in (b"", b"/v1")},
+            **{prefix + path: by for path, by in api.items() for prefix in (b"", b"/v1")},
             **self._site,
         }
+
+    def is_upload(self, request: Request) -> bool:
+        """Whether the request's body is a form that is taken as it comes."""
+        return request.path in _FORM_PATHS and request.path in self._paths and _is_form(request)
 
     def __call__(self, request: Request, reply: Reply) -> None:
         """Answer, or hand over to what will. Never raises."""
@@ -103,9 +138,16 @@ class Routes:
             self._find(request)(request, reply)
         except FreeApiError as error:
             refuse(reply, error, self._rates(request) if request.method == b"POST" else b"")
+            self._count(request, error.status, error.label)
         except Exception as error:  # the boundary of one request: a bug of ours ends only this one
             self._journal.crash("routes", error)
             refuse(reply, FreeApiError())
+        else:
+            if reply.status:  # what is answered later is counted by who does it
+                self._count(request, reply.status, "ok")
+
+    def _count(self, request: Request, status: int, label: str) -> None:
+        self._metrics.answered(self._names.get(request.path, "other"), status, label)
 
     def _find(self, request: Request) -> Answer:
         methods = self._paths.get(request.path)
@@ -119,13 +161,24 @@ class Routes:
             methods = {b"GET": self._show_model}
         method = b"GET" if request.method == b"HEAD" else request.method
         if methods is None or (method == b"GET" and _in_api(request.path) == b"/chat/completions"):
-            raise _not_found(request)
+            raise self._not_found(request)
         if method not in methods:
             allow = ", ".join(name.decode() for name in (*methods, b"OPTIONS"))
             raise MethodNotAllowed(
                 method=request.method.decode(), path=_shown(request.path), allow=allow
             )
         return methods[method]
+
+    def _not_found(self, request: Request) -> RouteNotFound:
+        path = _in_api(request.path)
+        collection = path.split(b"/")[1:2]
+        if request.method == b"POST" and path in _ENDPOINT_PATHS:
+            hint = _OFF
+        elif collection and collection[0].decode("latin-1") in _STATEFUL:
+            hint = _STATELESS
+        else:
+            hint = f"This instance serves {self._served}."
+        return RouteNotFound(method=request.method.decode(), path=_shown(request.path), hint=hint)
 
     def _list_models(self, request: Request, reply: Reply) -> None:
         reply.send(200, JSON, self._models.listing)
@@ -177,14 +230,9 @@ def _in_api(path: bytes) -> bytes:
     return path[3:] if path.startswith(b"/v1/") else path
 
 
-def _not_found(request: Request) -> RouteNotFound:
-    collection = _in_api(request.path).split(b"/")[1:2]
-    is_stateful = bool(collection) and collection[0].decode("latin-1") in _STATEFUL
-    return RouteNotFound(
-        method=request.method.decode(),
-        path=_shown(request.path),
-        hint=_STATELESS if is_stateful else _UNKNOWN,
-    )
+def _is_form(request: Request) -> bool:
+    kind = request.headers.get(b"content-type", b"").partition(b";")[0]
+    return request.method == b"POST" and kind.strip().lower() == b"multipart/form-data"
 
 
 def _shown(path: bytes) -> str:

@@ -22,12 +22,22 @@ from freeapi.policy.payload import Prepared
 
 #: A timer is never set for less: a bucket that fills every millisecond is looked at that often.
 _LOOK_AGAIN_MIN_S = 0.001
+#: Where nobody may wait any more but some still do.
+_LOOK_AGAIN_MAX_S = 1.0
 
 
 class Grant:
     """What a request was given; ``settle`` or ``cancel`` gives it back, once."""
 
-    __slots__ = ("_admission", "_prepared", "_scheduler", "_waiter", "is_open", "lease")
+    __slots__ = (
+        "_admission",
+        "_prepared",
+        "_scheduler",
+        "_waiter",
+        "is_open",
+        "lease",
+        "queued_s",
+    )
 
     def __init__(
         self, scheduler: Scheduler, prepared: Prepared, admission: Admission, lease: Lease
@@ -36,6 +46,8 @@ class Grant:
         self._prepared = prepared
         self._admission = admission
         self._waiter: Waiter[Turn] | None = None
+        #: How long it waited for its turn.
+        self.queued_s = 0.0
         self.lease = lease
         self.is_open = True
 
@@ -115,10 +127,23 @@ class Scheduler:
                 known_wait_s = short.error.retry_after_s or 0.0
         return await self._wait(visitor, prepared, lane, known_wait_s)
 
+    def reconfigure(self, queue_s: float) -> None:
+        """Let those who come from now on wait so long; what waits may fit by new limits and keys.
+
+        To be called when those are in place.
+        """
+        self._queue_s = queue_s
+        self.look()
+
     @property
     def waiting(self) -> int:
         """How many requests wait for their turn."""
         return self._queue.waiting
+
+    @property
+    def wait_s(self) -> float:
+        """About how long a newcomer would wait."""
+        return self._queue.longest_wait_s(self.now())
 
     def look(self) -> None:
         """Something was given back: serve whose turn it is. Free while nobody waits."""
@@ -164,9 +189,7 @@ class Scheduler:
         self, visitor: Visitor, prepared: Prepared, lane: str, known_wait_s: float
     ) -> Grant:
         turn = Turn(visitor, prepared, self._loop.create_future())
-        tokens = tokens_of(prepared)
-        output_tokens = prepared.choices * prepared.output_tokens_max
-        cost = token_cost(tokens - output_tokens, output_tokens)
+        cost = token_cost(prepared.prompt_tokens, prepared.output_tokens)
         now_s = self.now()
         waiter = self._queue.join(
             visitor.caller, lane, cost, now_s, now_s + self._queue_s, turn, known_wait_s
@@ -174,7 +197,9 @@ class Scheduler:
         self._serve_waiting()
         try:
             async with asyncio.timeout_at(waiter.deadline_s):
-                return await turn.future
+                grant = await turn.future
+                grant.queued_s = self.now() - now_s
+                return grant
         except TimeoutError:
             _give_back(turn.future)
             known_wait_s = self._known_wait_s(visitor, prepared)
@@ -203,7 +228,7 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._look_again_s = self._queue_s
+        self._look_again_s = self._queue_s or _LOOK_AGAIN_MAX_S
         while (waiter := self._queue.next(self._can_serve, self.now())) is not None:
             grant = _granted(waiter.item.future)
             if grant is None:  # it had left, or is over limits of its own

@@ -1,7 +1,8 @@
 """The settings: their names, defaults, kinds and meanings, one row each.
 
-``ENVIRONMENT`` is the environment's table, ``UPSTREAM``, ``MODEL``, ``POLICY`` and ``TIMEOUTS`` are
-those of ``freeapi.toml``. The reference in the docs and ``.env.example`` follow from these rows.
+``ENVIRONMENT`` is the environment's table; ``UPSTREAM``, ``MODEL``, ``POLICY``, ``PAGE`` and
+``TIMEOUTS`` are those of ``freeapi.toml``. The reference in the docs and ``.env.example`` follow
+from these rows.
 
 What this is not: it reads nothing, and it doesn't know how settings depend on one another: both are
 ``config``'s.
@@ -20,21 +21,26 @@ import msgspec
 from freeapi.policy.models import Endpoint, OutputField
 from freeapi.spelling import (
     ADDRESS,
+    API_VERSION,
     BASE_URL,
     BODY_BYTES,
+    CONTACT,
     COUNT,
     FLAG,
     HOST,
     KEYS,
+    LINE,
     MODEL_NAME,
     NAME,
     PATH,
+    PROXY,
     SECRET_PATH,
     SHARE_OR_USD,
     STATE,
     SWITCH,
     USD,
     VARIABLE,
+    WEB_PAGE,
     Kind,
     choice,
     off,
@@ -247,6 +253,34 @@ UPSTREAM: Final[tuple[Setting, ...]] = (
     Setting("priority", "priority", "1", whole(0, 1_000), "The lower is tried first"),
     Setting("share", "share", "1", whole(1, 1_000), "Its part of the load among equal priorities"),
     Setting("free", "free", "false", FLAG, "It costs nothing (a local server) and needs no prices"),
+    Setting(
+        "auth",
+        "auth",
+        "bearer",
+        choice("bearer", "api-key"),
+        "The header that a key is sent in: Authorization: Bearer, or api-key, as Azure wants it",
+    ),
+    Setting(
+        "api_version",
+        "api_version",
+        None,
+        API_VERSION,
+        "Sent as ?api-version=... behind every path, as Azure's dated APIs want it",
+    ),
+    Setting(
+        "proxy",
+        "proxy_address",
+        None,
+        PROXY,
+        "The HTTP proxy (CONNECT) through which it is reached; the environment's is never used",
+    ),
+    Setting(
+        "proxy_auth_env",
+        "proxy_auth_env",
+        None,
+        VARIABLE,
+        "The variable that holds user:password for the proxy",
+    ),
 )
 
 MODEL: Final[tuple[Setting, ...]] = (
@@ -279,7 +313,7 @@ MODEL: Final[tuple[Setting, ...]] = (
         "upstreams",
         None,
         several(None, "a list of names of upstreams"),
-        "Who serves it; all if not set",
+        "Who serves it; all if not set. local: the embedded model, after all others",
     ),
     Setting(
         "endpoints",
@@ -309,6 +343,13 @@ MODEL: Final[tuple[Setting, ...]] = (
         USD,
         "Price of a million output tokens",
     ),
+    Setting(
+        "unit_usd",
+        "unit_nanousd",
+        None,
+        USD,
+        "The most that one image, one speech or one audio file may cost",
+    ),
 )
 
 POLICY: Final[tuple[Setting, ...]] = (
@@ -326,6 +367,20 @@ POLICY: Final[tuple[Setting, ...]] = (
         "drop",
         choice("drop", "refuse"),
         "What happens to fields of a request that nobody here knows",
+    ),
+)
+
+PAGE: Final[tuple[Setting, ...]] = (
+    Setting("title", "title", "chatgpt-freeapi", LINE, "What the instance's page is called"),
+    Setting("contact", "contact", None, CONTACT, "Whom visitors may write to: mail, or a page"),
+    Setting("sponsor_text", "sponsor_text", None, LINE, "Who pays; shown on the page"),
+    Setting("sponsor_url", "sponsor_url", None, WEB_PAGE, "Where that text leads to"),
+    Setting(
+        "sponsor_image",
+        "sponsor_image",
+        None,
+        PATH,
+        "A picture beside that text: PNG, JPEG, GIF, WebP or SVG, at most 100 kB",
     ),
 )
 

@@ -38,6 +38,7 @@ _ADDRESS: Final = re.compile(rf"({_HOST}):([0-9]{{1,5}})")
 _URL: Final = re.compile(
     rf"(https?)://({_HOST})(?::([0-9]{{1,5}}))?((?:/[A-Za-z0-9._~!$&()*+,;=:@%-]*)*)", re.IGNORECASE
 )
+_PROXY: Final = re.compile(rf"http://({_HOST}):([0-9]{{1,5}})/?", re.IGNORECASE)
 _STATE: Final = re.compile(r"(?:(?:valkey|rediss?)://[!-~]+|unix:///[!-~]+)")
 _DECIMAL: Final = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?")
 
@@ -77,6 +78,17 @@ class Secret:
         raise TypeError("a Secret is not to be serialised")
 
 
+class Password(Secret):
+    """A secret that shows nothing: four characters may be most of what a person chose."""
+
+    __slots__ = ()
+
+    @property
+    def tail(self) -> str:
+        """None of it."""
+        return ""
+
+
 class StateUrl(msgspec.Struct, frozen=True):
     """Where the shared counters live; the URL may hold a password, so only its scheme is shown."""
 
@@ -92,6 +104,9 @@ class Address(msgspec.Struct, frozen=True):
 
     host: str
     port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Url(msgspec.Struct, frozen=True):
@@ -253,6 +268,24 @@ def _url(value: object) -> Url:
     return Url(scheme, host, port, match[4].rstrip("/"))
 
 
+def _proxy(value: object) -> Address:
+    match = _PROXY.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise Unfit
+    if not 1 <= int(match[2]) <= 65_535:
+        raise Unfit("the port is not one from 1 to 65535")
+    return Address(match[1].strip("[]").lower(), int(match[2]))
+
+
+def _proxy_auth(value: object) -> Password:
+    """Source: RFC 7617 section 2: a colon ends the user, and there are no control characters."""
+    if not isinstance(value, str) or ":" not in value:
+        raise Unfit("no colon in it")
+    if not value.isprintable():
+        raise Unfit("a character in it that can't be printed")
+    return Password(value)
+
+
 def _state(value: object) -> StateUrl | None:
     if isinstance(value, str) and value.lower() == "memory":
         return None
@@ -289,6 +322,20 @@ ADDRESS: Final = Kind("host:port", _address)
 BASE_URL: Final = Kind(
     "http:// or https://, a host, and if need be a port and a path; no user, query or fragment",
     _url,
+)
+#: Its port is asked for, since programs differ in what they take for the default.
+PROXY: Final = Kind(
+    "http://host:port, without a path; its user and password through proxy_auth_env", _proxy
+)
+PROXY_AUTH: Final = Kind("user:password", _proxy_auth, True)
+#: What Azure and its like have, and nothing that could end a query or a request's line.
+API_VERSION: Final = matching(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", 'a version in quotes, such as "2024-10-21"'
+)
+LINE: Final = matching(r"[^\x00-\x1f\x7f]{1,200}", "one line of at most 200 characters")
+WEB_PAGE: Final = matching(r"https?://[!-~]{1,2000}", "an address that starts with http(s)://")
+CONTACT: Final = matching(
+    r"(?:https?://|mailto:)?[!-~]{3,2000}", "an address of mail, or one that starts with http(s)://"
 )
 STATE: Final = Kind(
     "memory, or a URL that starts with valkey://, redis://, rediss:// or unix:///", _state, True

@@ -1,77 +1,116 @@
 """The configured upstreams, built: connections, keys, and the head that each key's requests have.
 
 The embedded model is one of them, under the name ``local``: the only one where no other is
-configured, a stand-in for an exhausted budget where the operator wants it, else absent.
+configured, the last of a model's list where the operator says so, a stand-in for an exhausted
+budget, else absent.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from freeapi import __version__
-from freeapi.config import Config, Upstream
+from freeapi.config import Config
 from freeapi.http.deadlines import Deadlines
 from freeapi.http.pool import Origin, Timeouts, UpstreamPool
+from freeapi.http.tunnel import ProxyAddress
 from freeapi.policy.budget import Caps
-from freeapi.policy.keys import UpstreamKeys
-from freeapi.policy.models import Model
+from freeapi.policy.keys import KeySpec, UpstreamKeys
+from freeapi.policy.models import PATHS, Endpoint, Model
 from freeapi.policy.payload import Prepared
+from freeapi.providers import LOCAL, Upstream
+from freeapi.spelling import Secret
 
-#: The embedded model among the upstreams' names.
-LOCAL: Final = "local"
-_CHAT_PATH: Final = "/chat/completions"
+#: What it can stand in for: its words are words; its vectors aren't another model's.
+STAND_IN_FOR: Final = frozenset[Endpoint](["chat", "completions"])
+#: After all that an operator can configure.
+_LAST: Final = 1_000_000
+_JSON: Final = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
+#: How long a form will be isn't known when its first bytes leave.
+_FORM: Final = b"content-type: %b\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 class Account:
-    """One key's way to its upstream: the connections, and a request's head but for its end."""
+    """One key's way to its upstream: the connections, and what its requests' heads begin with."""
 
-    __slots__ = ("_head", "pool")
+    __slots__ = ("_key_line", "_starts", "pool")
 
-    def __init__(self, pool: UpstreamPool, head: bytes) -> None:
+    def __init__(
+        self, pool: UpstreamPool, starts: Mapping[Endpoint, bytes], key_line: bytes
+    ) -> None:
         self.pool = pool
+        self._starts = starts
         #: Holds the key, so it isn't in a repr.
-        self._head = head
+        self._key_line = key_line
 
-    def head_for(self, prepared: Prepared) -> bytes:
-        """The complete head of the request that is sent."""
-        accept = b"text/event-stream" if prepared.stream else b"application/json"
-        return b"%baccept: %b\r\ncontent-length: %d\r\n\r\n" % (
-            self._head,
-            accept,
-            len(prepared.body),
-        )
+    def head_for(self, prepared: Prepared, form_type: bytes | None = None) -> bytes:
+        """The complete head of the request that is sent.
+
+        ``form_type``: the content type of a body that follows in chunks; None: the JSON prepared.
+        """
+        head = b"%b%b%b" % (self._starts[prepared.endpoint], self._key_line, _accept(prepared))
+        if form_type is not None:
+            return head + _FORM % form_type
+        return head + _JSON % len(prepared.body)
 
 
 class Upstreams(msgspec.Struct, frozen=True):
-    """All of them. ``accounts``: of each name, one for each of its keys, in the pool's order."""
+    """All of them."""
 
     pools: Mapping[str, UpstreamPool]
     keys: Sequence[UpstreamKeys]
-    accounts: Mapping[str, Sequence[Account]]
     #: Those that cost nothing.
     free: frozenset[str]
+    #: Whether an answer of the embedded model has to be marked: callers expect another's.
+    marks_local: bool
+
+    def retire(self, successor: Upstreams) -> None:
+        """Close what the successor doesn't use, each connection when its request is over."""
+        kept = set(successor.pools.values())
+        for pool in self.pools.values():
+            if pool not in kept:
+                pool.retire()
+
+    def close(self) -> None:
+        """Close every connection."""
+        for pool in self.pools.values():
+            pool.close()
 
 
-def build(config: Config, local_socket: str | None, deadlines: Deadlines) -> Upstreams:
-    """Build them; ``local_socket`` is the embedded model's. Nothing is connected yet."""
+def build(
+    config: Config,
+    local_socket: str | None,
+    deadlines: Deadlines,
+    predecessor: Upstreams | None = None,
+) -> Upstreams:
+    """Build them; ``local_socket`` is the embedded model's. Nothing is connected yet.
+
+    Connections of the predecessor to the same origin go on being used.
+    """
     timeouts = Timeouts(
         connect_s=config.timeouts.connect_s,
         first_byte_s=config.timeouts.first_byte_s,
         idle_s=config.timeouts.idle_s,
     )
-    pools = {one.name: UpstreamPool(_origin(one), timeouts, deadlines) for one in config.upstreams}
-    accounts = {one.name: _accounts(one, pools[one.name]) for one in config.upstreams}
-    keys = [_keys(one) for one in config.upstreams]
+    origins = {one.name: _origin(one) for one in config.upstreams}
     if local_socket is not None:
-        origin = Origin(host="localhost", port=0, socket_path=local_socket)
-        pools[LOCAL] = UpstreamPool(origin, timeouts, deadlines)
-        accounts[LOCAL] = [Account(pools[LOCAL], _head("localhost", "/v1", None))]
-        keys.append(UpstreamKeys(LOCAL, ()))
+        origins[LOCAL] = Origin(host="localhost", port=0, socket_path=local_socket)
+    known = {} if predecessor is None else predecessor.pools
+    pools = {
+        name: _same(known.get(name), origin, timeouts) or UpstreamPool(origin, timeouts, deadlines)
+        for name, origin in origins.items()
+    }
+    keys = [_keys(one, pools[one.name]) for one in config.upstreams]
+    if local_socket is not None:
+        account = Account(pools[LOCAL], _starts("localhost", "/v1", None), b"")
+        keys.append(UpstreamKeys(LOCAL, (KeySpec("", b"", account),), priority=_LAST))
     free = frozenset(one.name for one in config.upstreams if one.free) | {LOCAL}
-    return Upstreams(pools, keys, accounts, free)
+    return Upstreams(pools, keys, free, marks_local=bool(config.upstreams))
 
 
 def routed(config: Config) -> tuple[Model, ...]:
@@ -98,34 +137,84 @@ def caps(config: Config) -> Caps | None:
     )
 
 
+# --- Connections ----------------------------------------------------------------------------------
+
+
+def _same(pool: UpstreamPool | None, origin: Origin, timeouts: Timeouts) -> UpstreamPool | None:
+    """The pool, if it is to this origin and as patient."""
+    if pool is None or pool.origin != origin or pool.timeouts != timeouts:
+        return None
+    return pool
+
+
 def _origin(upstream: Upstream) -> Origin:
-    return Origin(host=upstream.host, port=upstream.port, tls=upstream.scheme == "https")
+    return Origin(
+        host=upstream.host,
+        port=upstream.port,
+        tls=upstream.scheme == "https",
+        proxy=_proxy(upstream),
+    )
 
 
-def _keys(upstream: Upstream) -> UpstreamKeys:
+def _proxy(upstream: Upstream) -> ProxyAddress | None:
+    if upstream.proxy is None:
+        return None
+    return ProxyAddress(
+        host=upstream.proxy.host,
+        port=upstream.proxy.port,
+        authorization=None if upstream.proxy_auth is None else _basic(upstream.proxy_auth),
+    )
+
+
+def _basic(credentials: Secret) -> bytes:
+    """Source: RFC 7617 section 2."""
+    return b"Basic " + base64.b64encode(credentials.reveal().encode())
+
+
+# --- Keys and heads -------------------------------------------------------------------------------
+
+
+def _keys(upstream: Upstream, pool: UpstreamPool) -> UpstreamKeys:
+    """Its keys; a server that wants none has one anonymous key."""
+    starts = _starts(upstream.authority, upstream.base_path, upstream.api_version)
+    specs = [
+        KeySpec(key.tail, _identity(key), Account(pool, starts, _key_line(upstream, key)))
+        for key in upstream.keys
+    ]
     return UpstreamKeys(
         upstream.name,
-        tuple(key.tail for key in upstream.keys),
+        tuple(specs) or (KeySpec("", b"", Account(pool, starts, b"")),),
         priority=upstream.priority,
         share=upstream.share,
     )
 
 
-def _accounts(upstream: Upstream, pool: UpstreamPool) -> list[Account]:
-    keys: list[str | None] = [key.reveal() for key in upstream.keys]
-    return [
-        Account(pool, _head(upstream.authority, upstream.base_path, key)) for key in keys or [None]
-    ]
+def _identity(key: Secret) -> bytes:
+    """By which a key is known again, here and at other replicas; it can't be told from it."""
+    return hashlib.blake2b(key.reveal().encode(), digest_size=16, person=b"freeapi key").digest()
 
 
-def _head(authority: str, base_path: str, key: str | None) -> bytes:
-    """All of a request's head that doesn't change: nothing in it is the caller's."""
-    authorization = "" if key is None else f"authorization: Bearer {key}\r\n"
-    return (
-        f"POST {base_path}{_CHAT_PATH} HTTP/1.1\r\n"
-        f"host: {authority}\r\n"
-        f"{authorization}"
-        f"user-agent: chatgpt-freeapi/{__version__}\r\n"
-        "accept-encoding: identity\r\n"
-        "content-type: application/json\r\n"
-    ).encode()
+def _key_line(upstream: Upstream, key: Secret) -> bytes:
+    name = "authorization: Bearer" if upstream.auth == "bearer" else "api-key:"
+    return f"{name} {key.reveal()}\r\n".encode()
+
+
+def _starts(authority: str, base_path: str, api_version: str | None) -> dict[Endpoint, bytes]:
+    """What all heads for an endpoint begin with: nothing in it is the caller's."""
+    query = "" if api_version is None else f"?api-version={api_version}"
+    return {
+        endpoint: (
+            f"POST {base_path}{path}{query} HTTP/1.1\r\n"
+            f"host: {authority}\r\n"
+            f"user-agent: chatgpt-freeapi/{__version__}\r\n"
+            "accept-encoding: identity\r\n"
+        ).encode()
+        for endpoint, path in PATHS.items()
+    }
+
+
+def _accept(prepared: Prepared) -> bytes:
+    if prepared.stream:
+        return b"accept: text/event-stream\r\n"
+    # The format of sound is chosen in the body.
+    return b"accept: */*\r\n" if prepared.endpoint == "speech" else b"accept: application/json\r\n"

@@ -68,7 +68,7 @@ def to_death(frame: FrameType) -> None:
 
 #: Which leak, and the function of the gateway's whose first call sets it off.
 LEAKS: dict[str, tuple[str, Leak]] = {
-    "file": ("prepare_chat", to_file),
+    "file": ("prepare", to_file),
     "stderr": ("identify", to_stderr),
     "network": ("identify", to_network),
     "upstream": ("identify", to_upstream),

@@ -28,6 +28,11 @@ SEEDS = (
     b"\0FREEAPI_CALER_RPM=1\nFREEAPI_QUEUE_S=1e9",
     b'[[upstream]]\nname = "a"\nkeys_file = "f"\n[[upstream]]\nname = "a"\n'
     b'daily_usd = "off"\n\0\0\xff',
+    b'[[upstream]]\nname = "a"\nbase_url = "https://r.openai.azure.com/openai/deployments/d"\n'
+    b'keys_env = "K"\nauth = "api-key"\napi_version = "2024-10-21"\nproxy = "http://[::1]:3128"\n'
+    b'proxy_auth_env = "P"\n[[model]]\nname = "i"\nendpoints = ["images"]\nunit_usd = 0.04\n'
+    b'[[model]]\nname = "m"\nupstreams = ["local", "a"]\n'
+    b"\0K=sk-0123456789abcdef\nP=lab:sk-pa:ss-word",
 )
 
 
@@ -48,9 +53,14 @@ def loaded(data: bytes) -> Config | ConfigError:
 
 
 def secrets(config: Config) -> set[str]:
-    """The keys that are too long to be part of something else by chance."""
+    """The keys and passwords that are too long to be part of something else by chance."""
     keys = {key.reveal() for upstream in config.upstreams for key in upstream.keys}
-    return {key for key in keys if len(key) >= TAIL_SECRET_CHARS_MIN and key.startswith("sk-")}
+    passwords = {one.proxy_auth.reveal() for one in config.upstreams if one.proxy_auth is not None}
+    return {
+        secret
+        for secret in keys | {password.partition(":")[2] for password in passwords}
+        if len(secret) >= TAIL_SECRET_CHARS_MIN and secret.startswith("sk-")
+    }
 
 
 def check(data: bytes) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 
 from freeapi.errors import UpstreamFailed
-from freeapi.http.sse import EventStream, Usage, error_event, find_usage
+from freeapi.http.sse import EventStream, error_event, in_our_words
+from freeapi.http.usage import Usage, find_usage
 from tests.fuzz.driver import cuts, fuzz
 
 OURS = error_event(UpstreamFailed())
@@ -25,6 +26,9 @@ SEEDS = (
     b'"prompt_tokens_details":{"cached_tokens":1024}}}',
     b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,'
     b'"prompt_tokens_details":{"cached_tokens":128,"audio_tokens":0}}}\n\ndata: [DONE]\n\n',
+    b'event: error\ndata: {"type":"error","code":"x","message":"org-x","sequence_number":1}\n\n',
+    b'event: response.failed\ndata: {"type":"response.failed","response":{"error":{"code":"c",'
+    b'"message":"org-x"},"usage":{"input_tokens":3,"output_tokens":4}}}\n\n',
 )
 
 
@@ -51,13 +55,20 @@ def is_foreign_error(lines: list[bytes]) -> bool:
         return False
     # A name spelt with escapes, or cut by a line end, is not looked for: no upstream writes it.
     plain = not more and b"\\u" not in data
-    says_error = plain and isinstance(record, dict) and record.get("error") is not None
+    if not plain or not isinstance(record, dict):
+        return False
+    response = record.get("response")
+    failure = response.get("error") if isinstance(response, dict) else None
+    if failure is not None and failure.get("message") != UpstreamFailed().message:
+        return True
+    says_error = record.get("error") is not None or record.get("type") == "error"
     return says_error and lines not in datas(OURS)
 
 
 def check(data: bytes) -> None:
     """The same comes out of any cut, nothing is lost, and no word of an upstream's error passes."""
     find_usage(data)
+    in_our_words(data)
     for hides_usage in (False, True):
         out, usage = passed([data], hides_usage=hides_usage)
         assert not any(map(is_foreign_error, datas(out))), "an upstream's own error"

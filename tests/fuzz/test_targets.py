@@ -17,12 +17,27 @@ from freeapi import reading
 from freeapi.http import sse, wire
 from freeapi.http.connection import Connection
 from freeapi.http.upstream import UpstreamConnection
-from freeapi.policy import payload
+from freeapi.policy import chat, payload
 from freeapi.reading import Reader
 from freeapi.spelling import Secret
-from tests.fuzz import driver, fuzz_config, fuzz_payload, fuzz_request, fuzz_sse, fuzz_upstream
+from tests.fuzz import (
+    driver,
+    fuzz_config,
+    fuzz_multipart,
+    fuzz_payload,
+    fuzz_request,
+    fuzz_sse,
+    fuzz_upstream,
+)
 
-TARGETS = (fuzz_request, fuzz_payload, fuzz_sse, fuzz_config, fuzz_upstream)
+TARGETS = (
+    fuzz_request,
+    fuzz_multipart,
+    fuzz_payload,
+    fuzz_sse,
+    fuzz_config,
+    fuzz_upstream,
+)
 
 
 def near(seeds: tuple[bytes, ...]) -> st.SearchStrategy[bytes]:
@@ -72,7 +87,7 @@ def test_cuts_lose_nothing() -> None:
 def test_what_is_fuzzed_is_instrumented() -> None:
     """atheris sees the branches of the package's own functions, and of nothing else."""
     found = set(driver.instrumentable())
-    assert {wire.check_head, payload.prepare_chat, Reader.fit, UpstreamConnection.expire} <= found
+    assert {wire.check_head, payload.prepare, Reader.fit, UpstreamConnection.expire} <= found
     assert driver.cuts not in found
 
 
@@ -89,8 +104,8 @@ BROKEN: dict[str, Broken] = {
     "crash in the head": (wire, "check_head", _crash, fuzz_request),
     "a query in the path": (wire, "_path", lambda method, target: target, fuzz_request),
     "another body than was sent": (Connection, "on_body", lambda self, body: None, fuzz_request),
-    "crash in the body": (payload, "_check_messages", _crash, fuzz_payload),
-    "unchecked fields": (payload, "apply", lambda *_: None, fuzz_payload),
+    "crash in the body": (chat, "_check_messages", _crash, fuzz_payload),
+    "unchecked fields": (chat, "apply", lambda *_: None, fuzz_payload),
     "crash at a parsed usage": (sse, "_data", _crash, fuzz_sse),
     "no memory of the last read": (
         sse.EventStream,

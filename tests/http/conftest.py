@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 
 import pytest
+import trustme
 import uvloop
 
 from freeapi.errors import FreeApiError, UpstreamFailed
 from freeapi.http.deadlines import Deadlines
-from freeapi.http.pool import Origin, Timeouts, UpstreamPool
+from freeapi.http.pool import Origin, ProxyAddress, Timeouts, UpstreamPool
 from freeapi.http.reply import Reply
 from freeapi.http.server import Application, Server, ServerLimits
 from freeapi.http.upstream import UpstreamConnection
 from freeapi.http.wire import Request
 from tests.raw_client import Caller, caller
-from tests.scripted_upstream import PATIENCE_S, ScriptedUpstream
+from tests.scripted_upstream import PATIENCE_S, ScriptedUpstream, send
 
 TEXT = b"content-type: text/plain\r\n"
 
@@ -123,6 +128,7 @@ async def start_site() -> AsyncIterator[StartSite]:
         app: Application = echo,
         *,
         body_bytes_max: int = 1_048_576,
+        upload_bytes_max: int = 26_214_400,
         connections_max: int = 1_000,
         per_address_max: int | None = None,
         shortest_s: float = 60.0,
@@ -130,6 +136,7 @@ async def start_site() -> AsyncIterator[StartSite]:
     ) -> Site:
         limits = ServerLimits(
             body_bytes_max=body_bytes_max,
+            upload_bytes_max=upload_bytes_max,
             connections_max=connections_max,
             connections_per_address_max=per_address_max,
             **seconds,
@@ -213,11 +220,12 @@ async def new_pool() -> AsyncIterator[NewPool]:
         host: str = "127.0.0.1",
         tls: bool = False,
         socket_path: str | None = None,
+        proxy: ProxyAddress | None = None,
         **seconds: float,
     ) -> UpstreamPool:
         deadlines = Deadlines(asyncio.get_running_loop(), 0.05)
         timeouts = Timeouts(**{"connect_s": 5.0, "first_byte_s": 60.0, "idle_s": 60.0, **seconds})
-        origin = Origin(host=host, port=port, tls=tls, socket_path=socket_path)
+        origin = Origin(host=host, port=port, tls=tls, socket_path=socket_path, proxy=proxy)
         made.append((UpstreamPool(origin, timeouts, deadlines), deadlines))
         return made[-1][0]
 
@@ -250,3 +258,77 @@ async def ask(pool: UpstreamPool, sink: Taken | None = None) -> Taken:
     async with asyncio.timeout(PATIENCE_S):
         await begin(pool.take() or await pool.connect(), sink)
     return sink
+
+
+# --- Connecting -----------------------------------------------------------------------------------
+
+
+def sockets_count() -> int:
+    """How many sockets this process has open."""
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            count += os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
+    return count
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port: int = unused.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port on which the kernel accepts and nobody speaks."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+async def connect_and_cancel(pool: UpstreamPool, ticks: int) -> bool:
+    """Cancel after so many ticks; returns whether it was connected before."""
+    task = asyncio.get_running_loop().create_task(pool.connect())
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    task.cancel()
+    try:
+        connection = await task
+    except asyncio.CancelledError:
+        return False
+    connection.close()
+    return True
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+class TlsUpstream(ScriptedUpstream):
+    """A scripted upstream behind TLS, which answers every request."""
+
+    async def present(self, certificate: trustme.LeafCert) -> None:
+        """Listen with this certificate."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        certificate.configure_cert(context)
+        await self.listen(socket.create_server(("127.0.0.1", 0)), context)
+        self.plays([send(OK)])
+
+
+@pytest.fixture
+def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> trustme.CA:
+    """An authority that this process trusts, in the way of operators: ``SSL_CERT_FILE``."""
+    authority = trustme.CA()
+    path = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    return authority
+
+
+@pytest.fixture
+async def tls_upstream() -> AsyncIterator[TlsUpstream]:
+    """An upstream that speaks TLS once it has a certificate."""
+    upstream = TlsUpstream()
+    yield upstream
+    await upstream.close()

@@ -48,6 +48,19 @@ async def test_sweep_is_late_by_a_quarter_at_most_and_never_early() -> None:
     deadlines.close()
 
 
+async def test_a_shorter_time_out_makes_the_sweep_look_more_often() -> None:
+    """Told of a new shortest time-out, it is late by a quarter of that at most."""
+    loop = asyncio.get_running_loop()
+    deadlines = Deadlines(loop, 1_000.0)
+    deadlines.heed(0.04)
+    item = Timed(deadlines, loop.time())
+    begun_s = loop.time()
+    deadlines.add(item)
+    await until(lambda: item.expired_s)
+    assert item.expired_s < begun_s + 0.5
+    deadlines.close()
+
+
 async def test_sweep_sleeps_while_nothing_is_watched() -> None:
     """An empty set costs no timer, and the next item starts the sweep again."""
     loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ import asyncio
 import pytest
 
 from freeapi.errors import ClientGone, UpstreamCut, UpstreamTimeout
-from freeapi.http.pool import IDLE_MAX, UpstreamPool
+from freeapi.http.pool import IDLE_MAX, Origin, ProxyAddress, UpstreamPool
 from freeapi.http.upstream import UpstreamConnection
 from tests.answers import chunked
 from tests.http.conftest import (
@@ -121,6 +121,47 @@ async def test_idle_connections_are_bounded(
         await begin(connection, Taken())
     await until(lambda: repr(pool) == "<UpstreamPool 2 open, 2 idle>")
     assert not connections[0].is_open
+
+
+async def test_retired_pool_keeps_nothing_idle(
+    upstream: ScriptedUpstream, pool: UpstreamPool
+) -> None:
+    """After a reload that replaced it, idle connections go, and busy ones after their answer."""
+    finish = asyncio.Event()
+    upstream.plays([send(OK)], [send(OK[:-1]), pause(finish), send(OK[-1:])])
+    busy, idle, sink = await pool.connect(), await pool.connect(), Taken()
+    await begin(idle, Taken())
+    done = begin(busy, sink)
+    await until(lambda: sink.pieces)
+    pool.retire()
+    assert pool.take() is None
+    assert busy.is_open
+    finish.set()
+    await asyncio.wait_for(done, PATIENCE_S)
+    assert sink.body == b"hello"
+    await until(lambda: repr(pool) == "<UpstreamPool 0 open, 0 idle>")
+    for exchange in upstream.exchanges:
+        await happens(exchange.gone)
+
+
+async def test_retired_pool_still_connects(upstream: ScriptedUpstream, pool: UpstreamPool) -> None:
+    """A request that was on its way when its upstream went may still go there, once."""
+    upstream.plays([send(OK)])
+    pool.retire()
+    assert (await ask(pool)).body == b"hello"
+    await until(lambda: repr(pool) == "<UpstreamPool 0 open, 0 idle>")
+
+
+def test_origins_are_compared_by_all_they_say() -> None:
+    """A reload keeps a pool only if its origin is the same, the proxy and its password included."""
+
+    def origin(port: int = 443, proxy_port: int = 3128, password: bytes = b"a") -> Origin:
+        proxy = ProxyAddress(host="proxy", port=proxy_port, authorization=password)
+        return Origin(host="h", port=port, tls=True, proxy=proxy)
+
+    assert origin() == origin()
+    others = (origin(port=444), origin(proxy_port=1), origin(password=b"b"))
+    assert origin() not in (*others, Origin(host="h", port=443, tls=True))
 
 
 # --- Time, flow, and leaving ----------------------------------------------------------------------

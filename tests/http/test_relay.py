@@ -6,14 +6,25 @@ The caller's side is a real connection; the upstream's side is played by calling
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 
 import pytest
 
 from freeapi.errors import UpstreamCut, UpstreamGarbage
 from freeapi.http.relay import COLLECT_BYTES_MAX, ERROR_BYTES_MAX, Relay
-from freeapi.http.sse import Usage, error_event
-from tests.answers import DONE, chat_json, delta, usage_event
+from freeapi.http.sse import error_event
+from freeapi.http.usage import Usage
+from tests.answers import (
+    DONE,
+    chat_json,
+    delta,
+    response_json,
+    response_stream,
+    speech_stream,
+    spent,
+    usage_event,
+)
 from tests.http.conftest import Site, StartSite, alive, hold, uncollected, until
 from tests.raw_client import Answer, Caller, request
 
@@ -290,8 +301,91 @@ async def test_long_json_that_breaks_off_loses_nothing(asked: Asked, end: bytes)
 
 
 async def test_what_isnt_json_passes_as_it_is(asked: Asked) -> None:
-    """A transcription may say what it likes, and sound may be any bytes."""
+    """A transcription may say what it likes: no word of it is a count, an error or the bill."""
+    said = CACHED + b'{"error":{"message":"x"}}'
     asked.relay.on_head(200, {b"content-type": b"text/plain; charset=utf-8"})
-    asked.read(CACHED)
+    asked.read(said)
+    assert not asked.relay.started
     asked.relay.on_end()
-    assert (await asked.caller.answer()).body == CACHED
+    assert (await asked.caller.answer()).body == said
+    assert asked.relay.usage is None
+
+
+@pytest.mark.parametrize("kind", [b"audio/mpeg", b"Audio/L16; rate=1", b"application/octet-stream"])
+@pytest.mark.parametrize("has_length", [True, False])
+async def test_sound_passes_read_by_read(asked: Asked, kind: bytes, has_length: bool) -> None:
+    """Each read is on its way at once, any bytes, and nothing is kept or looked for in it."""
+    length = {b"content-length": b"%d" % (len(CACHED) + 3)} if has_length else {}
+    asked.relay.on_head(200, {b"content-type": kind} | length)
+    answer = await asked.caller.head()
+    assert answer.header("content-type") == kind.decode()
+    assert (answer.header("content-length") is not None) == has_length
+    for piece in (b"\x00\xff\n", CACHED):
+        asked.read(piece)
+        await asked.caller.receive_until(answer, piece)
+    assert asked.relay.error_body == b""
+    asked.relay.on_end()
+    assert await asked.caller.piece(answer) == b""
+    assert (answer.body, answer.complete) == (b"\x00\xff\n" + CACHED, True)
+    assert asked.relay.usage is None
+
+
+async def test_sound_that_breaks_off_is_cut(asked: Asked) -> None:
+    """The caller can't take half a recording for the whole."""
+    asked.relay.on_head(200, {b"content-type": b"audio/mpeg"})
+    asked.read(b"ID3")
+    answer = await asked.caller.head()
+    await asked.caller.receive_until(answer, b"ID3")
+    asked.relay.fail(UpstreamCut())
+    assert await asked.caller.piece(answer) == b""
+    assert not answer.complete
+
+
+async def test_error_in_a_200_is_told_in_our_words(asked: Asked) -> None:
+    """A failed response is passed on as such, without the upstream's message; its usage counts."""
+    error = {"code": "server_error", "message": "org-x"}
+    asked.relay.on_head(200, JSON)
+    asked.read(response_json("", status="failed", error=error, usage=spent(3, 4)))
+    asked.relay.on_end()
+    assert asked.relay.usage == Usage(3, 4)
+    told = json.loads((await asked.caller.answer()).body)
+    assert told["status"] == "failed"
+    assert "org-x" not in json.dumps(told)
+    assert told["error"]["code"] == "server_error"
+
+
+@pytest.mark.parametrize("usage_first", [True, False])
+async def test_usage_of_long_images_is_found(asked: Asked, usage_first: bool) -> None:
+    """Megabytes of base64 pass read by read, and what they cost stands on either side of them."""
+    image = {"data": [{"b64_json": "a" * 2 * COLLECT_BYTES_MAX}]}
+    bill = {"usage": spent(3, 4)}
+    body = json.dumps(bill | image if usage_first else image | bill).encode()
+    asked.relay.on_head(200, JSON | {b"content-length": b"%d" % len(body)})
+    asked.read(*(body[i : i + 60_000] for i in range(0, len(body), 60_000)))
+    asked.relay.on_end()
+    assert (await asked.caller.answer()).body == body
+    assert asked.relay.usage == Usage(3, 4)
+
+
+@pytest.mark.parametrize("events", [response_stream("hi"), speech_stream()])
+async def test_other_streams_are_whole_after_their_last_event(
+    asked: Asked, events: list[bytes]
+) -> None:
+    """A cut behind it is no error and takes no usage away; before it, it is one."""
+    answer = await streamed(asked, *events)
+    asked.relay.fail(UpstreamCut())
+    while await asked.caller.piece(answer):
+        pass
+    assert (answer.body, answer.complete) == (b"".join(events), True)
+    assert asked.relay.usage == Usage(5, 7)
+
+
+async def test_response_cut_before_its_last_event_ends_with_an_error(asked: Asked) -> None:
+    """There is no bill, and the caller is told as in a chat."""
+    events = response_stream("hi")[:-1]
+    answer = await streamed(asked, *events)
+    asked.relay.fail(UpstreamCut())
+    while await asked.caller.piece(answer):
+        pass
+    assert answer.body == b"".join((*events, error_event(UpstreamCut())))
+    assert asked.relay.usage is None

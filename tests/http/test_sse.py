@@ -7,17 +7,24 @@ import json
 import pytest
 
 from freeapi.errors import UpstreamCut, UpstreamFailed
-from freeapi.http.sse import (
-    EVENT_BYTES_MAX,
-    USAGE_BYTES_MAX,
-    CacheCountHider,
-    EventStream,
-    Usage,
-    error_event,
-    find_usage,
-    hide_cache_counts,
+from freeapi.http.sse import EVENT_BYTES_MAX, EventStream, error_event, in_our_words
+from freeapi.http.usage import USAGE_BYTES_MAX, Usage
+from tests.answers import (
+    DETAILED,
+    DONE,
+    delta,
+    event,
+    image_stream,
+    response_event,
+    response_json,
+    response_object,
+    response_stream,
+    speech_stream,
+    spent,
+    text_delta,
+    transcription_stream,
+    usage_event,
 )
-from tests.answers import DONE, chat_json, delta, event, usage_event
 
 CANARY = "org-canary"
 ERROR = event({"error": {"message": f"limit of {CANARY}", "code": "x"}})
@@ -81,6 +88,10 @@ def test_usage_beside_choices_is_not_held_back() -> None:
         delta('{"error": {"message": "no"}}'),
         event({"error": None, "choices": [], "usage": None}),
         event({"choices": [{"error": {"message": "of one choice"}}]}),
+        event({"choices": [{"finish_reason": "error"}], "type": "x"}),
+        text_delta('"type":"error","usage":{"input_tokens":1,"output_tokens":2}'),
+        response_event("response.created", response=response_object(status="in_progress")),
+        event({"response": "error", "a": "error"}),
         event({"usage": {"total_tokens": 3}}),
         b'data: {"usage": {"prompt_tokens": \n\n',
         b': "error": {"comment"}\n\n',
@@ -106,6 +117,10 @@ def test_what_only_looks_notable_passes(data: bytes) -> None:
         event({"error": True, "message": CANARY}),
         event({"error": {"message": CANARY}, "usage": {"total_tokens": 3}}),
         event({"error": {"message": CANARY}, "choices": {}}),
+        response_event("error", code="server_error", message=CANARY, param=None),
+        response_event("error", message=CANARY).replace(b'":"error"', b'" : "error" '),
+        response_event("error", error={"type": "server_error", "message": CANARY}),
+        event({"message": CANARY, "type": "error"}),
     ],
 )
 def test_error_is_replaced(bad: bytes) -> None:
@@ -118,6 +133,168 @@ def test_error_is_replaced(bad: bytes) -> None:
         assert passed.replace(b"\n", b"") == (delta("a") + REPLACED + delta("b")).replace(
             b"\n", b""
         )
+
+
+FAILURES = [
+    {"code": "server_error", "message": CANARY},
+    {"code": CANARY, "message": CANARY},
+    {"message": CANARY, "param": CANARY, "type": CANARY},
+    {"code": {"a": CANARY}},
+    CANARY,
+    [CANARY],
+]
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("error", FAILURES)
+def test_failed_response_is_told_in_our_words(error: object, end: bytes) -> None:
+    """The event stays what it is, with its name, its usage and the rest; only the error is ours."""
+    *before, failed = response_stream("hi", "failed", error=error, usage=spent(3, 4))
+    data = b"".join((*before, failed)).replace(b"\n", end[: len(end) // 2])
+    for cut in range(len(data) - len(failed), len(data), 7):
+        events = stream()
+        passed = events.feed(data[:cut]) + events.feed(data[cut:]) + events.rest()
+        assert CANARY.encode() not in passed
+        name, line = passed.strip().split(end)[-1].splitlines()
+        assert name == b"event: response.failed"
+        response = json.loads(line.removeprefix(b"data: "))["response"]
+        assert response["error"]["message"] == UpstreamFailed().message
+        assert response["error"]["code"] == "server_error"
+        assert response["output"][0]["content"][0]["text"] == "hi"
+        assert events.usage == Usage(3, 4)
+        assert events.is_done
+
+
+def test_failure_cut_into_lines_is_one_line_afterwards() -> None:
+    """JSON over several data lines loses its line ends, and nothing else of the event."""
+    data = b'id: 1\ndata: {"response":\ndata: {"error":{"message":"%b"},"a":1}}\nretry: 2\n\n'
+    passed = stream().feed(data % CANARY.encode())
+    before, line, after = passed.rstrip().split(b"\n")
+    assert (before, after) == (b"id: 1", b"retry: 2")
+    assert json.loads(line.removeprefix(b"data: "))["response"]["error"]["code"] == "server_error"
+
+
+def test_failure_that_cannot_be_encoded_again_is_an_error() -> None:
+    """Where a key isn't UTF-8 the event can't keep its form, so ours takes its place."""
+    data = b'data: {"\xff":1,"response":{"error":{"message":"%b"}}}\n\n' % CANARY.encode()
+    assert stream().feed(data) == REPLACED
+    assert in_our_words(b'{"\xff":1,"error":"%b"}' % CANARY.encode()) == UpstreamFailed().body()
+
+
+@pytest.mark.parametrize("error", FAILURES)
+def test_error_in_an_answer_is_told_in_our_words(error: object) -> None:
+    """A 200 that reports a failure says the code, if it is one, and nothing else of the error."""
+    told = json.loads(in_our_words(response_json("hi", status="failed", error=error)))
+    assert CANARY not in json.dumps(told)
+    assert told["error"]["message"] == UpstreamFailed().message
+    assert told == response_object("hi", status="failed", error=told["error"])
+
+
+def test_code_of_an_error_stays() -> None:
+    """It says what callers can do something about: their prompt, their image."""
+    assert b'"invalid_image"' in in_our_words(b'{"error":{"code":"invalid_image"}}')
+
+
+@pytest.mark.parametrize(
+    "answer", [b'{"error": null}', b'["error"]', b'"error', b'{"a":{"error":{"message":"m"}}}', b""]
+)
+def test_answer_without_an_error_is_the_same_object(answer: bytes) -> None:
+    """Null, other shapes and errors of parts are left alone."""
+    assert in_our_words(answer) is answer
+
+
+#: The streams that have no ``[DONE]``.
+WHOLE_STREAMS = {
+    "response": response_stream("hi"),
+    "incomplete": response_stream("hi", "incomplete", usage=spent(5, 7)),
+    "image": image_stream(),
+    "speech": speech_stream(),
+    "transcription": transcription_stream("hello"),
+}
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("name", WHOLE_STREAMS)
+def test_stream_of_each_endpoint(name: str, end: bytes) -> None:
+    """Every byte passes, the last event's usage is learnt, and ends the stream, by any cut."""
+    parts = [part.replace(b"\n", end[: len(end) // 2]) for part in WHOLE_STREAMS[name]]
+    data = b"".join(parts)
+    for cut in (*range(1, len(data) - 9, 7), *range(len(data) - 9, len(data))):
+        events = stream(hides_usage=True)
+        passed = events.feed(data[:cut])
+        was_done = events.is_done
+        assert passed + events.feed(data[cut:]) + events.rest() == data
+        assert was_done == (cut == len(data) or (cut == len(data) - 1 and end == b"\r\n\r\n"))
+        assert events.usage == Usage(5, 7)
+        assert events.is_done
+
+
+def test_failed_response_without_usage_ends_its_stream() -> None:
+    """A cut behind it takes nothing from the caller."""
+    events = stream()
+    events.feed(b"".join(response_stream("", "failed", error=FAILURES[0])))
+    assert (events.is_done, events.usage) == (True, None)
+
+
+def long_stream(kind: str, filler: str) -> tuple[list[bytes], bytes]:
+    """Events of which the last is overlong by its filler, and what of it may pass."""
+    if kind == "image":
+        parts = image_stream(filler)[1:]
+    elif kind == "response":
+        parts = response_stream("hi", instructions=filler, usage=DETAILED_SPENT)[2:]
+    else:
+        parts = response_stream("hi", "failed", error=FAILURES[0], instructions=filler)[2:]
+    return parts, b"".join((*parts[:-1], REPLACED if kind == "failed" else parts[-1]))
+
+
+DETAILED_SPENT = {**spent(5, 7), "input_tokens_details": {"cached_tokens": 4}}
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("kind", ["image", "response", "failed"])
+def test_overlong_last_event(kind: str, end: bytes) -> None:
+    """Of an event that isn't kept, the end tells the usage, and a failure doesn't pass at all."""
+    parts, shown = long_stream(kind, "a" * (EVENT_BYTES_MAX + 100_000))
+    line = end[: len(end) // 2]
+    *before, data = (part.replace(b"\n", line) for part in parts)
+    for back in (2, 3, 4, 30, 150, 4_000):
+        events = stream()
+        first = b"".join(map(events.feed, (*before, data[:-back])))
+        assert not events.is_done
+        passed = first + events.feed(data[-back:] + delta("z"))
+        expected = shown if kind == "failed" else shown.replace(b"\n", line)
+        expected = expected.replace(b'"cached_tokens":4', b'"cached_tokens":0')
+        assert passed.replace(b"\r", b"") == (expected + delta("z")).replace(b"\r", b"")
+        assert events.usage == (None if kind == "failed" else Usage(5, 7))
+        assert not events.is_done
+
+
+@pytest.mark.parametrize("kind", ["image", "response", "failed"])
+def test_stream_that_ends_with_an_overlong_event_is_done(kind: str) -> None:
+    """Whole, it ends the stream; at a proper end without its blank line it counts too."""
+    data = long_stream(kind, "a" * 2 * EVENT_BYTES_MAX)[0][-1]
+    whole, cut = stream(), stream()
+    for i in range(0, len(data), 500_000):
+        whole.feed(data[i : i + 500_000])
+        cut.feed(data[:-2][i : i + 500_000])
+    assert whole.is_done
+    assert not cut.is_done
+    cut.rest()
+    assert cut.usage == whole.usage == (None if kind == "failed" else Usage(5, 7))
+
+
+def test_overlong_event_cannot_set_the_bill() -> None:
+    """What an overlong event quotes of its caller is no usage, nor is one that isn't the last."""
+    quoted = [{"parameters": {"usage": spent(0, 0), "z": "a"}}]
+    long = "a" * (EVENT_BYTES_MAX + 10)
+    for last, more in (("completed", {"usage": None}), ("created", {"usage": spent(0, 0)})):
+        response = response_object(long, **more)
+        response["tools"] = quoted
+        data = response_event(f"response.{last}", response=response)
+        for at in (-1, -300):
+            events = stream()
+            assert len(events.feed(data[:at]) + events.feed(data[at:])) == len(data)
+            assert events.usage is None
 
 
 def test_error_event_is_what_the_sdks_raise_at() -> None:
@@ -173,6 +350,10 @@ def test_unfinished_event_at_the_end_is_looked_at_too() -> None:
         (b'data: {"choices":[{"delta":{"content":"[DONE]"}}]}\n\n', False),
         (b'data: {"x":"data: [DONE]"}\n\n', False),
         (b"data: x[DONE]\n\n", False),
+        (text_delta('"type":"response.completed"'), False),
+        (response_event("x", item={"type": "response.completed"}), False),
+        (b"event: response.completed\n\n", False),
+        (DONE + b": ping\n\n", False),
     ],
 )
 def test_done(data: bytes, is_done: bool) -> None:
@@ -182,128 +363,6 @@ def test_done(data: bytes, is_done: bool) -> None:
     for i in range(len(data)):
         slow.feed(data[i : i + 1])
     assert (events.is_done, slow.is_done) == (is_done, is_done)
-
-
-def test_usage_of_a_body() -> None:
-    """The usage object of a JSON answer, pretty-printed or not, with its nested details."""
-    assert find_usage(chat_json("hello", 3, 4)) == Usage(prompt_tokens=3, completion_tokens=4)
-    usage = {"prompt_tokens": 1, "completion_tokens": 2, "details": {"cached_tokens": 0}}
-    pretty = json.dumps({"usage": usage, "system_fingerprint": "fp"}, indent=2).encode()
-    assert find_usage(pretty) == Usage(prompt_tokens=1, completion_tokens=2)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b'{"usage": null}',
-        b'{"usage": {}}',
-        b'{"usage": {"prompt_tokens": "1", "completion_tokens": 2}}',
-        b'{"usage": {"prompt_tokens": -1, "completion_tokens": 2}}',
-        b'{"usage": {"prompt_tokens": 1, "completion_tokens": 1000000000000}}',
-        json.dumps({"content": '"usage": {"prompt_tokens": 1, "completion_tokens": 2}'}).encode(),
-        chat_json("")[:-20],
-        chat_json("") + b" " * 20_000,
-    ],
-)
-def test_no_usage_of_a_body(body: bytes) -> None:
-    """None where there is none, where it is only quoted, where it is broken or too far away."""
-    assert find_usage(body) is None
-
-
-def test_last_usage_counts() -> None:
-    """Of several objects the one nearest the end is the upstream's."""
-    assert find_usage(chat_json("", 1, 2) + chat_json("", 3, 4)) == Usage(3, 4)
-
-
-#: A usage object with as much detail as OpenAI's.
-DETAILED = {
-    "prompt_tokens": 2006,
-    "completion_tokens": 300,
-    "total_tokens": 2306,
-    "prompt_tokens_details": {"cached_tokens": 1920, "audio_tokens": 7},
-    "completion_tokens_details": {"reasoning_tokens": 11, "note": '{ " '},
-}
-
-
-@pytest.mark.parametrize("indent", [None, 2])
-def test_cache_count_is_0_in_as_many_bytes(indent: int | None) -> None:
-    """Of a JSON answer only the digits of the count change, and what is paid for stays known."""
-    body = json.dumps({"choices": [], "usage": DETAILED, "id": "x"}, indent=indent).encode()
-    hidden = hide_cache_counts(body)
-    assert hidden == body.replace(b"1920", b"0   ")
-    assert json.loads(hidden)["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-    assert find_usage(hidden) == find_usage(body) == Usage(2006, 300)
-
-
-@pytest.mark.parametrize(
-    ("usage", "hidden"),
-    [
-        ('{"prompt_cache_hit_tokens":64,"b":64}', '{"prompt_cache_hit_tokens":0 ,"b":64}'),
-        ('{"prompt_cache_miss_tokens" :\t640}', '{"prompt_cache_miss_tokens" :\t0  }'),
-        ('{"cache_read_input_tokens": 5\n}', '{"cache_read_input_tokens": 0\n}'),
-        ('{"cached_content_token_count":77 }', '{"cached_content_token_count":0  }'),
-        ('{"cache_discount":-1.5e+3,"a":[1]}', '{"cache_discount":0      ,"a":[1]}'),
-        ('{"a":{"b":{"cached_tokens":12}},"cached_tokens":9}', None),
-        (r'{"a":{"}":"{\\\"","cached_tokens":12},"cached_tokens":9}', None),
-        ('{"cached_tokens":null,"x":{"cached_tokens":"12"}}', "{}"),
-    ],
-)
-def test_siblings_of_other_vendors_are_hidden(usage: str, hidden: str | None) -> None:
-    """Whatever the count is called, however deep it is; null and text are no counts."""
-    data = f'{{"x_vendor":{{"usage" : {usage}}},"cached_tokens":12}}'.encode()
-    if hidden is None:
-        hidden = usage.replace("12", "0 ").replace("9", "0")
-    expected = data if hidden == "{}" else data.replace(usage.encode(), hidden.encode())
-    assert hide_cache_counts(data) == expected
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b'{"cached_tokens":1920}',
-        b'{"usage":null,"cached_tokens":1920}',
-        b'{"usage":{"total_tokens":5},"cached_tokens":1920}',
-        b'{"usage":["cached_tokens",1920],"a":{"cached_tokens":1920}}',
-        json.dumps({"content": '"usage":{"cached_tokens":1920}'}).encode(),
-        json.dumps({"usage": {"text": '"cached_tokens": 1920,'}}).encode(),
-        b'["usage", {"cached_tokens":1920}]',
-        b'{"my usage":{"cached_tokens":1920}}',
-        b'{"my\\"usage":{"cached_tokens":1920}}',
-        b"\xff\x00 usage no JSON at all",
-        b"",
-    ],
-)
-def test_outside_of_usage_nothing_is_touched(data: bytes) -> None:
-    """The same words elsewhere, or in what a model was made to say, pass as they are."""
-    assert hide_cache_counts(data) == data
-
-
-def test_body_without_usage_isnt_copied() -> None:
-    """What has nothing to hide is the same object."""
-    body = chat_json("hello").replace(b'"usage"', b'"other"')
-    assert hide_cache_counts(body) is body
-
-
-def test_hiding_holds_back_a_few_bytes_at_most() -> None:
-    """A key that goes nowhere, a long object, spaces without end: memory stays bounded."""
-    for start in (b'"usage":{"a":"', b'"usage":{', b'"usage"', b'"usage" :', b"{"):
-        hider = CacheCountHider()
-        sent = b""
-        for piece in (start, *[b" " * 1_000] * 40):
-            sent += hider.feed(piece)
-            assert len(hider.held) <= USAGE_BYTES_MAX
-        assert sent + hider.rest() == start + b" " * 40_000
-
-
-def test_beginning_of_an_endless_usage_object_is_hidden() -> None:
-    """An object of more than USAGE_BYTES_MAX loses the counts in its beginning at least."""
-    data = b'{"usage":{"cached_tokens":1920,"a":"%b"}}' % (b"a" * 2 * USAGE_BYTES_MAX)
-    assert hide_cache_counts(data) == data.replace(b"1920", b"0   ")
-    cut_number = b'{"usage":{"a":"%b","cached_tokens":1920}}'
-    for filler_bytes in range(USAGE_BYTES_MAX - 50, USAGE_BYTES_MAX):
-        hidden = hide_cache_counts(cut_number % (b"a" * filler_bytes))
-        assert json.loads(hidden)["usage"]["cached_tokens"] in (0, 1920)
 
 
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])

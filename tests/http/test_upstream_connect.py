@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trustme
 
 from freeapi.errors import ConnectTimeout, UpstreamUnreachable
-from freeapi.http.pool import UpstreamPool
-from tests.http.conftest import OK, NewPool, ask, until
+from tests.http.conftest import (
+    OK,
+    NewPool,
+    TlsUpstream,
+    ask,
+    connect_and_cancel,
+    sockets_count,
+    until,
+)
 from tests.scripted_upstream import ScriptedUpstream, send
-
-
-def sockets_count() -> int:
-    """How many sockets this process has open."""
-    count = 0
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # that of the listing itself
-            count += os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
-    return count
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port: int = unused.getsockname()[1]
-    return port
-
-
-@pytest.fixture
-def silent_port() -> Iterator[int]:
-    """A port on which the kernel accepts and nobody speaks."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]
 
 
 async def test_refused(new_pool: NewPool, free_port: int) -> None:
@@ -87,38 +67,6 @@ async def test_ipv6(new_pool: NewPool) -> None:
 
 
 # --- TLS ------------------------------------------------------------------------------------------
-
-StartTls = Callable[[str], "asyncio.Future[ScriptedUpstream]"]
-
-
-@pytest.fixture
-def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> trustme.CA:
-    """An authority that this process trusts, in the way of operators: ``SSL_CERT_FILE``."""
-    authority = trustme.CA()
-    path = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    monkeypatch.setenv("SSL_CERT_FILE", str(path))
-    return authority
-
-
-@pytest.fixture
-async def tls_upstream() -> AsyncIterator[TlsUpstream]:
-    """An upstream that speaks TLS once it has a certificate."""
-    upstream = TlsUpstream()
-    yield upstream
-    await upstream.close()
-
-
-class TlsUpstream(ScriptedUpstream):
-    """A scripted upstream behind TLS, which answers every request."""
-
-    async def present(self, certificate: trustme.LeafCert) -> None:
-        """Listen with this certificate."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.set_alpn_protocols(["h2", "http/1.1"])
-        certificate.configure_cert(context)
-        await self.listen(socket.create_server(("127.0.0.1", 0)), context)
-        self.plays([send(OK)])
 
 
 async def test_tls(new_pool: NewPool, authority: trustme.CA, tls_upstream: TlsUpstream) -> None:
@@ -172,20 +120,6 @@ async def test_handshake_without_end_is_timed_out(new_pool: NewPool, silent_port
 
 
 # --- Cancelled ------------------------------------------------------------------------------------
-
-
-async def connect_and_cancel(pool: UpstreamPool, ticks: int) -> bool:
-    """Cancel after so many ticks; returns whether it was connected before."""
-    task = asyncio.get_running_loop().create_task(pool.connect())
-    for _ in range(ticks):
-        await asyncio.sleep(0)
-    task.cancel()
-    try:
-        connection = await task
-    except asyncio.CancelledError:
-        return False
-    connection.close()
-    return True
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix", "silent tls", "tls"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -27,6 +29,9 @@ START_MAX_S = 60.0
 #: Far more than any answer asked for here takes, far less than a slot that is kept busy.
 ANSWER_MAX_S = 20.0
 CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
+RESPONSES = "/v1/responses"
 CANARY = "canary-7c1f0b"
 
 
@@ -131,6 +136,101 @@ def test_chinese_is_understood_as_text(child: Child) -> None:
     status, answer = child.ask("POST", CHAT, chat("你好?", max_tokens=12))
     assert status == 200
     assert answer["choices"][0]["message"]["content"].strip()
+
+
+def test_completion_goes_on_where_the_prompt_ends(child: Child) -> None:
+    """A plain completion, and one for each of several prompts in their order, text or tokens."""
+    wanted = {"max_tokens": 4, "temperature": 0}
+    status, one = child.ask("POST", COMPLETIONS, {"prompt": "The capital of France is", **wanted})
+    assert (status, one["object"]) == (200, "text_completion")
+    assert one["choices"][0]["text"].startswith(" Paris")
+    assert one["usage"]["completion_tokens"] == 4
+    for prompts in (["The capital of France is", "1 2 3 4"], [[504, 3575], [28]]):
+        status, both = child.ask("POST", COMPLETIONS, {"prompt": prompts, **wanted})
+        assert status == 200
+        assert [choice["index"] for choice in both["choices"]] == [0, 1]
+
+
+PAIRS = (
+    ("The cat sits on the mat.", "A kitten is lying on the rug."),
+    ("The stock market fell sharply today.", "Shares dropped on Wall Street this afternoon."),
+    ("How do I sort a list in Python?", "What is the Python function that sorts lists?"),
+    ("I love pizza with mushrooms.", "My favourite food is a mushroom pizza."),
+)
+
+
+def vectors(child: Child, texts: object, **more: object) -> list[Any]:
+    """The embeddings of some texts, in their order."""
+    status, answer = child.ask("POST", EMBEDDINGS, {"input": texts, **more})
+    assert status == 200, answer
+    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] > 0
+    assert [row["index"] for row in answer["data"]] == list(range(len(answer["data"])))
+    return [row["embedding"] for row in answer["data"]]
+
+
+def test_what_means_the_same_is_nearest(child: Child) -> None:
+    """Each text's nearest one is that which says the same in other words."""
+    found = vectors(child, [text for pair in PAIRS for text in pair])
+    for i, one in enumerate(found):
+        likeness = [sum(a * b for a, b in zip(one, two, strict=True)) for two in found]
+        assert likeness[i] == pytest.approx(1, abs=1e-3)
+        likeness[i] = 0
+        assert likeness.index(max(likeness)) == i ^ 1
+
+
+def test_embedding_is_the_same_however_it_is_asked_for(child: Child) -> None:
+    """Alone, twice, as base64: the same numbers; a text of more than one batch has some too."""
+    [one] = vectors(child, PAIRS[0][0])
+    assert vectors(child, PAIRS[0][0]) == [one]
+    [packed] = vectors(child, PAIRS[0][0], encoding_format="base64")
+    assert array("f", base64.b64decode(packed)).tolist() == pytest.approx(one, abs=1e-6)
+    assert len(vectors(child, "word " * 140)[0]) == len(one)
+
+
+@pytest.mark.parametrize("wrong", ["", [], [""], [99_999_999], "word " * SLOT_TOKENS, {"a": 1}])
+def test_what_has_no_embedding_is_refused(child: Child, wrong: object) -> None:
+    """Nothing, no such token, more than a slot takes: the caller's mistake, told at once."""
+    status, answer = child.ask("POST", EMBEDDINGS, {"input": wrong})
+    assert (status, answer["error"]["code"]) == (400, 400)
+
+
+def test_embedding_leaves_chat_as_it_was(child: Child) -> None:
+    """An answer is the same before and after, and while a long text is worked on."""
+    body = chat("Tell a story.", max_tokens=8, temperature=0)
+    before = child.ask("POST", CHAT, body)[1]["choices"]
+    with ThreadPoolExecutor() as pool:
+        long = pool.submit(vectors, child, "word " * 140)
+        assert child.ask("POST", CHAT, body)[1]["choices"] == before
+        assert len(long.result(ANSWER_MAX_S)) == 1
+
+
+def test_responses_end_with_their_usage(child: Child) -> None:
+    """A response, whole or as events of which the last says the usage; no state is kept."""
+    body = {"input": "Say hi.", "max_output_tokens": 4, "store": False}
+    status, answer = child.ask("POST", RESPONSES, body)
+    assert (status, answer["object"], answer["status"]) == (200, "response", "completed")
+    assert 0 < answer["usage"]["output_tokens"] <= 4
+    with closing(child.connect()) as connection:
+        connection.request("POST", RESPONSES, json.dumps({**body, "stream": True}))
+        events = connection.getresponse().read().decode().strip().split("\n\n")
+    name, data = events[-1].split("\n")
+    assert name == "event: response.completed"
+    assert json.loads(data.removeprefix("data: "))["response"]["usage"]["input_tokens"] > 0
+    assert child.ask("POST", RESPONSES, {**body, "previous_response_id": answer["id"]})[0] == 400
+
+
+def test_answers_by_schema_and_with_logprobs(child: Child) -> None:
+    """A JSON schema binds the answer; likelihoods, stops, seeds and several choices work."""
+    schema = {"type": "object", "properties": {"n": {"type": "boolean"}}, "required": ["n"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    status, answer = child.ask("POST", CHAT, chat("Yes?", response_format=form, max_tokens=40))
+    assert status == 200
+    assert isinstance(json.loads(answer["choices"][0]["message"]["content"])["n"], bool)
+    more = {"n": 2, "logprobs": True, "top_logprobs": 2, "seed": 7, "temperature": 1, "stop": ["."]}
+    first, second = (child.ask("POST", CHAT, chat("Hi", max_tokens=5, **more)) for _ in range(2))
+    assert first[0] == 200
+    assert first[1]["choices"] == second[1]["choices"]
+    assert [len(c["logprobs"]["content"][0]["top_logprobs"]) for c in first[1]["choices"]] == [2, 2]
 
 
 def test_prompts_are_not_cached(child: Child) -> None:

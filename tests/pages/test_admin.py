@@ -12,8 +12,9 @@ from freeapi.http.deadlines import Deadlines
 from freeapi.http.server import Server, ServerLimits
 from freeapi.pages.admin import AdminPages, is_loopback, is_own_address
 from freeapi.policy import failures
-from freeapi.policy.keys import KeyPool, UpstreamKeys
+from freeapi.policy.keys import KeyPool
 from tests.operator_view import to_host
+from tests.pools import upstream_keys
 from tests.raw_client import ask
 
 NOW_S = 1_000.0
@@ -48,7 +49,7 @@ async def start() -> AsyncIterator[StartPages]:
 
 def two_keys() -> KeyPool:
     """A pool with two keys of one upstream."""
-    return KeyPool([UpstreamKeys("openai", ("AAAA", "BBBB"))], lambda: 0.0)
+    return KeyPool([upstream_keys("openai", ("AAAA", "BBBB"))], lambda: 0.0)
 
 
 async def test_each_key_is_shown_in_words(start: StartPages) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from freeapi.pages.status import Money, StatusPage
+from freeapi.pages.status import Left, Money, StatusPage
 from freeapi.policy.budget import ALL, Budget, Caps, Grant, Status
 
 #: 2026-11-23 12:00 UTC, and the midnights that follow of the day and of the month.
@@ -21,18 +21,33 @@ def page_of(caps: Caps, *spent: Grant) -> StatusPage:
     return StatusPage(lambda: True, lambda: 3, lambda: budget.status(NOON_S))
 
 
-def test_page_tells_state_waiting_and_money() -> None:
-    """It has three keys, and no more can be read from it."""
-    page = page_of(Caps(daily_nanousd=5 * DOLLAR), Grant(ALL, "2026-11-23", 2 * DOLLAR))
-    budget = {"left_today_usd": 3.0, "resets_at": MIDNIGHT}
-    assert json.loads(page.body()) == {"status": "ready", "waiting": 3, "budget": budget}
+def test_page_tells_sums_only() -> None:
+    """It has these keys, and no more can be read from it."""
+    budget = Budget(Caps(daily_nanousd=5 * DOLLAR), [Grant(ALL, "2026-11-23", 2 * DOLLAR)], NOON_S)
+    page = StatusPage(
+        lambda: True,
+        lambda: 3,
+        lambda: budget.status(NOON_S),
+        wait_s=lambda: 1.26,
+        upstream=lambda: "busy",
+        capacity=lambda: [Left("gpt-3.5-turbo", 583, None)],
+    )
+    assert json.loads(page.body()) == {
+        "status": "ready",
+        "upstream": "busy",
+        "waiting": 3,
+        "wait_s": 1.3,
+        "budget": {"left_today_usd": 3.0, "resets_at": MIDNIGHT},
+        "models": [{"name": "gpt-3.5-turbo", "requests_left": 583, "tokens_left": None}],
+    }
 
 
 @pytest.mark.parametrize(("is_ready", "word"), [(True, "ready"), (False, "not ready")])
 def test_page_without_caps_has_no_budget(is_ready: bool, word: str) -> None:
     """Where nothing is capped the budget is null, and the state is as it is now."""
     page = StatusPage(lambda: is_ready, lambda: 0, None)
-    assert json.loads(page.body()) == {"status": word, "waiting": 0, "budget": None}
+    document = json.loads(page.body())
+    assert (document["status"], document["budget"]) == (word, None)
 
 
 def test_cap_that_leaves_the_least_is_told() -> None:

@@ -200,6 +200,26 @@ def test_only_known_tokens_may_call(authorization: bytes | None) -> None:
     assert "tok" not in refusal.message.replace("token", "")
 
 
+def test_a_reload_keeps_everybodys_tag() -> None:
+    """Tags of the day mean the same after hops and tokens have changed; removed tokens are none."""
+    callers = make_callers(tokens=parse_tokens("tok-1\ntok-2", DEFAULTS, b"secret"))
+    address = callers.identify("192.0.2.1", None, DAY)
+    token = callers.identify_token(b"Bearer tok-1", DAY)
+    assert token is not None
+    callers.reconfigure(1, parse_tokens("tok-3\ntok-1 rpm=5", DEFAULTS, b"secret"))
+    again = callers.identify_token(b"Bearer tok-1", DAY)
+    assert again is not None
+    assert again[0] == token[0]
+    assert limits_of(again[1]) == (5, 40_000, 1_000, 8)
+    assert callers.identify("198.51.100.1", b"192.0.2.1", DAY) == address
+    assert callers.identify_token(b"Bearer tok-3", DAY) is not None
+    with pytest.raises(errors.InvalidToken):
+        callers.identify_token(b"Bearer tok-2", DAY)
+    callers.reconfigure(0, None)
+    assert callers.identify_token(b"Bearer tok-2", DAY) is None
+    assert callers.identify("192.0.2.1", b"198.51.100.1", DAY) == address
+
+
 def test_a_table_holds_no_token() -> None:
     """Nothing that is reachable from it contains a token's text."""
     table = parse_tokens("tok-canary-1 ann", DEFAULTS, b"secret")

@@ -115,6 +115,17 @@ def test_only_the_operators_own_names_are_listed() -> None:
     assert not both.is_listed("*")
 
 
+def test_serving_tells_which_models_an_endpoint_has() -> None:
+    """All rows that list it, in order, the wildcard too; none where it is off."""
+    first, second, any_model = (
+        msgspec.structs.replace(model(name), endpoints=("embeddings",)) for name in ("z", "a", "*")
+    )
+    both = table(first, model("chatter"), second, any_model)
+    assert both.serving("embeddings") == (first, second, any_model)
+    assert both.serving("chat") == (both.get("chatter"),)
+    assert both.serving("images") == ()
+
+
 def test_two_rows_of_one_name_are_our_own_mistake() -> None:
     """The table refuses what ``config`` should have reported."""
     with pytest.raises(AssertionError):

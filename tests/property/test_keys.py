@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from freeapi import errors
 from freeapi.policy import failures
 from freeapi.policy.failures import Failure
-from freeapi.policy.keys import Key, KeyPool, Lease, UpstreamKeys
+from freeapi.policy.keys import Key, KeyPool, KeySpec, Lease, UpstreamKeys
 
 MODELS = ("small", "large")
 FAILURES = [value for value in vars(failures).values() if isinstance(value, Failure)]
@@ -36,7 +36,7 @@ class PoolMachine(RuleBasedStateMachine):
     ) -> None:
         """Start with keys of several upstreams, all of them ok."""
         given = [
-            UpstreamKeys(f"u{n}", ("tail",) * size, priorities[n], shares[n])
+            UpstreamKeys(f"u{n}", _specs(size), priorities[n], shares[n])
             for n, size in enumerate(sizes)
         ]
         self.pool = KeyPool(given, lambda: chance)
@@ -190,6 +190,10 @@ class PoolMachine(RuleBasedStateMachine):
         """Does the operator's page say that the key's upstream is failing?"""
         rows: list[dict[str, Any]] = self.pool.describe(self.now_s, MODELS)
         return any("failing" in row["state"] for row in rows if row["upstream"] == key.upstream)
+
+
+def _specs(size: int) -> tuple[KeySpec, ...]:
+    return tuple(KeySpec("tail", b"%d" % n) for n in range(max(1, size)))
 
 
 PoolMachine.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)

@@ -17,17 +17,17 @@ from freeapi.errors import (
     ModelNotFound,
     UnsupportedParameter,
 )
-from freeapi.policy.fields import (
+from freeapi.policy.fields import Rule, kept
+from freeapi.policy.models import Model, ModelTable
+from freeapi.policy.payload import Prepared, Rules, prepare
+from freeapi.policy.tables import (
     CHAT_FIELDS,
     MESSAGE_FIELDS,
     PART_FIELDS,
     STREAM_OPTION_FIELDS,
     TOOL_FIELDS,
-    Rule,
-    kept,
 )
-from freeapi.policy.models import Model, ModelTable
-from freeapi.policy.payload import Prepared, Rules, prepare_chat
+from tests.fuzz import fuzz_payload
 
 CEILING = 100
 TABLE = ModelTable(
@@ -137,7 +137,7 @@ requests = st.builds(
 def attempt(body: bytes, with_rules: Rules) -> Prepared | ClientError:
     """What comes of it; any exception but a documented one fails the test."""
     try:
-        return prepare_chat(body, TABLE, with_rules)
+        return prepare("chat", body, TABLE, with_rules)
     except DOCUMENTED as error:
         refused = error
     assert 400 <= refused.status < 500
@@ -207,10 +207,12 @@ def test_the_numbers_are_those_of_what_is_sent(request: str, with_rules: Rules) 
     prepared = prepared_or_skip(request.encode(), with_rules)
     body = json.loads(prepared.body)
     assert {"max_tokens", "max_completion_tokens"} & body.keys() == {prepared.model.output_field}
-    assert 1 <= body[prepared.model.output_field] == prepared.output_tokens_max <= CEILING
-    assert body.get("n", 1) == prepared.choices <= with_rules.n_max
-    assert len(body["messages"]) == prepared.message_count
-    assert len(body.get("tools", [])) + len(body.get("functions", [])) == prepared.tool_count
+    assert 1 <= body[prepared.model.output_field] <= CEILING
+    assert body.get("n", 1) <= with_rules.n_max
+    assert body.get("n", 1) * body[prepared.model.output_field] == prepared.output_tokens
+    tool_count = len(body.get("tools", [])) + len(body.get("functions", []))
+    extra_tokens = 16 * len(body["messages"]) + 64 * tool_count
+    assert prepared.prompt_tokens_max == len(prepared.body) + extra_tokens
     assert body.get("stream", False) is prepared.stream
     assert body["model"] == prepared.model.upstream_model
     if prepared.stream:
@@ -222,10 +224,10 @@ def test_the_numbers_are_those_of_what_is_sent(request: str, with_rules: Rules) 
 def test_preparing_twice_changes_nothing_more(request: str, with_rules: Rules) -> None:
     """What was prepared needs no adjustment any more."""
     first = prepared_or_skip(request.encode(), with_rules)
-    second = prepare_chat(first.body, TABLE, with_rules)
+    second = prepare("chat", first.body, TABLE, with_rules)
     assert json.loads(second.body) == json.loads(first.body)
     assert second.adjusted == b""
-    assert second.output_tokens_max == first.output_tokens_max
+    assert second.output_tokens == first.output_tokens
     assert not second.hides_usage
 
 
@@ -263,3 +265,56 @@ def test_the_shortcut_for_plain_messages_changes_no_outcome(
         assert alone == together
     else:
         assert f"messages[{len(plain)}]" in together
+
+
+# --- All endpoints --------------------------------------------------------------------------------
+
+#: Well-formed values by name, of all endpoints, so that each finds something of its own.
+ANY_FIELDS = {
+    "model": ['"a"', '"b"'],
+    "input": [
+        '"hi"',
+        '["a","b"]',
+        "[1,2]",
+        '[{"role":"user","content":"hi"}]',
+        '[{"role":"user","role":"user","content":[{"type":"input_text","text":"a"}]}]',
+        '[{"type":"item_reference","id":"x"}]',
+        '[{"type":"reasoning","encrypted_content":"x","encrypted_content":null}]',
+        '[{"type":"text","text":"a"}]',
+    ],
+    "prompt": ['"hi"', '["a","b"]', "[[1],[2]]", "null"],
+    "messages": ['[{"role":"user","content":"hi"}]'],
+    "voice": ['"alloy"', '{"id":"x"}'],
+    "store": ["true", "false", "null"],
+    "background": ["true", "false", "null"],
+    "previous_response_id": ['"x"', "null"],
+    "tools": ['[{"type":"function","name":"f"}]', '[{"type":"web_search"}]', "null"],
+    "tool_choice": ['"auto"', '{"type":"mcp"}', '{"type":"function","name":"f","x":1}'],
+    "reasoning": ['{"effort":"low"}', '{"mode":"pro"}', '{"mode":"standard","mode":"pro"}'],
+    "include": ['["reasoning.encrypted_content"]', '["file_search_call.results"]'],
+    "max_output_tokens": COUNTS,
+    "max_tokens": COUNTS,
+    "best_of": ["1", "2", "null"],
+    "n": ["1", "2", "null"],
+    "stream": ["true", "false", "null"],
+    "stream_format": ['"sse"', '"audio"'],
+    "output_format": ['"png"', '"gif"'],
+    "partial_images": ["0", "3", "4"],
+    "user": ['"me"'],
+}
+needed = st.sampled_from(
+    [
+        ('"input":"hi"', '"voice":"alloy"'),
+        ('"prompt":"hi"', '"messages":[{"role":"user","content":"hi"}]'),
+        ('"input":[{"role":"user","content":"hi"}]',),
+        (),
+    ]
+)
+any_requests = needed.flatmap(lambda end: objects(ANY_FIELDS, ANY_FIELDS, '"model":"a"', *end))
+
+
+@relaxed
+@given(any_requests)
+def test_whatever_is_sent_anywhere_was_checked(request: str) -> None:
+    """No refused field, no second spelling, no lack of a ceiling survives, at any endpoint."""
+    fuzz_payload.check(request.encode())

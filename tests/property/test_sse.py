@@ -10,18 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freeapi.errors import UpstreamFailed
-from freeapi.http.sse import CacheCountHider, EventStream, Usage, error_event, hide_cache_counts
-from tests.answers import DONE, delta, event, usage_event
+from freeapi.http.sse import EventStream, error_event
+from freeapi.http.usage import CacheCountHider, Usage, hide_cache_counts
+from tests.answers import DONE, delta, event, response_event, text_delta, usage_event
 
 CANARY = "org-canary"
 QUOTED = st.sampled_from(['"usage":{', "[DONE]", '\\"error\\":{', "\n\n"])
 TEXTS = st.one_of(st.text(max_size=12), QUOTED)
 USAGE = usage_event(3, 4)
 ERROR = event({"error": {"message": CANARY}})
+OTHER_ERROR = response_event("error", code="x", message=CANARY)
 HARMLESS = st.one_of(
     TEXTS.map(delta),
+    TEXTS.map(text_delta),
     st.sampled_from([b": ping\n\n", b"event: x\nid: 1\ndata: {}\n\n", DONE, b"\n", b"event: y\n"]),
 )
+ERRORS = st.sampled_from([ERROR, OTHER_ERROR])
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
@@ -67,9 +71,7 @@ def test_nothing_is_changed_for_who_asked_for_usage(
     assert usage == (Usage(prompt_tokens=3, completion_tokens=4) if has_usage else None)
 
 
-@given(
-    st.data(), with_ends(st.one_of(TEXTS.map(delta), st.just(DONE), st.just(USAGE), st.just(ERROR)))
-)
+@given(st.data(), with_ends(st.one_of(TEXTS.map(delta), st.just(DONE), st.just(USAGE), ERRORS)))
 @settings(max_examples=100, deadline=None)
 def test_any_cut_gives_the_same_events(data: st.DataObject, events: list[bytes]) -> None:
     """Only the usage event is left out and only errors are replaced, wherever the cuts are."""
@@ -78,7 +80,7 @@ def test_any_cut_gives_the_same_events(data: st.DataObject, events: list[bytes])
     expected = []
     for one in events:
         [text] = datas(one)
-        if text == datas(ERROR)[0]:
+        if text in (*datas(ERROR), *datas(OTHER_ERROR)):
             expected += datas(error_event(UpstreamFailed()))
         elif text != datas(USAGE)[0]:
             expected.append(text)

@@ -17,6 +17,7 @@ import pytest
 
 from freeapi.errors import (
     BudgetBusy,
+    BudgetExhausted,
     LedgerUnavailable,
     ShuttingDown,
 )
@@ -296,6 +297,37 @@ async def test_full_disk_stops_spending_and_mends_itself(
     reserved += (await take(money, SLICE * 2)).amount_nanousd
     await money.close()
     assert rows(tmp_path)[DAY] == reserved
+
+
+async def test_new_caps_are_kept_to_at_once_and_on_disk(tmp_path: Path) -> None:
+    """After a change the new cap holds, what was spent stays, and the ledger follows."""
+    money = purse(Ledger(tmp_path))
+    (await take(money, 30_000)).settle(20_000)
+    money.reconfigure(Caps(daily_nanousd=25_000))
+    with pytest.raises(BudgetExhausted):
+        await take(money, 5_001)
+    assert (await take(money, 5_000)).amount_nanousd == 5_000
+    money.reconfigure(Caps(daily_nanousd=1_000_000))
+    await take(money, 600_000)
+    await money.close()
+    assert rows(tmp_path) == {DAY: 625_000}
+
+
+async def test_who_waits_for_a_lease_is_decided_by_the_new_caps(tmp_path: Path) -> None:
+    """A lowered cap refuses those that wait, and without caps they are served."""
+    money = purse(Ledger(tmp_path))
+    loop = asyncio.get_running_loop()
+    refused = loop.create_task(take(money, 600_000))
+    await asyncio.sleep(0)
+    money.reconfigure(Caps(daily_nanousd=1_000))
+    with pytest.raises(BudgetExhausted):
+        await refused
+    served = loop.create_task(take(money, 700))
+    await asyncio.sleep(0)
+    money.reconfigure(Caps())
+    assert (await served).amount_nanousd == 700
+    assert (await take(money, 10**15)).amount_nanousd == 10**15
+    await money.close()
 
 
 async def test_close_on_a_full_disk_forfeits_the_lease(tmp_path: Path) -> None:

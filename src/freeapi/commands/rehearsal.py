@@ -20,8 +20,9 @@ from typing import Any, Final
 
 import msgspec
 
-from freeapi.config import OPENAI, Config, Upstream
+from freeapi.config import Config
 from freeapi.policy.models import ANY_MODEL, Model
+from freeapi.providers import LOCAL, OPENAI, Upstream
 from freeapi.settings import ENVIRONMENT, MODEL, POLICY, TIMEOUTS, UPSTREAM, Setting
 from freeapi.spelling import NANO
 
@@ -138,7 +139,7 @@ def _notes(config: Config) -> list[str]:
             "No key is configured, so the embedded model answers your callers. Here the recorder "
             "stood in for it; the model itself runs in a process of its own (freeapi.local)."
         )
-    elif config.policy.when_exhausted == "local":
+    elif config.wants_local:
         notes.append("The embedded model, which goes on when the budget is spent, wasn't started.")
     if config.state is not None:
         notes.append(
@@ -161,10 +162,15 @@ def _toml(config: Config, port: int) -> str:
         own = {"base_url": url, "keys_env": f"AUDIT_KEYS_{index}"}
         lines += ["[[upstream]]", *_rows(UPSTREAM, upstream, own)]
     for model in config.models:
-        lines += ["[[model]]", *_rows(MODEL, model, {})]
+        lines += ["[[model]]", *_rows(MODEL, model, {"upstreams": _others(model)})]
     lines += ["[policy]", *_rows(POLICY, config.policy, {"when_exhausted": "refuse"})]
     lines += ["[timeouts]", *_rows(TIMEOUTS, config.timeouts, {"first_byte_s": FIRST_BYTE_S})]
     return "\n".join(lines) + "\n"
+
+
+def _others(model: Model) -> tuple[str, ...]:
+    """Who serves the model, but for the embedded one, for which the recorder stands in."""
+    return tuple(name for name in model.upstreams if name != LOCAL)
 
 
 def _rows(rows: Sequence[Setting], values: object, own: Mapping[str, Any]) -> list[str]:

@@ -2,10 +2,13 @@
 
 Driven by callbacks of the event loop and of the parser. A request is parsed only when the one
 before is answered, so answers leave in order and a pipelining caller holds a bounded number of
-bytes here.
+bytes here. An upload reaches the application at the end of its head; its body is parsed while the
+application reads it, and as far ahead as an ``Upload`` has room.
 
 Invariants:
-- ``_reply`` is the one unanswered request, or None; nothing is parsed while it is set.
+- ``_reply`` is the one unanswered request, or None; while it is set, nothing is parsed but the body
+  of an upload that the application has.
+- An upload that is answered before it was complete is the connection's last request.
 - After an error in framing nothing more is parsed; the connection closes (RFC 9112 section 9.6).
 - When the caller goes, ``reply.on_gone`` runs in the same callback, before anything else.
 """
@@ -22,6 +25,7 @@ from freeapi.errors import (
     BadHttp,
     BodyTooLarge,
     CapacityExceeded,
+    ClientGone,
     FreeApiError,
     HeadTooLarge,
     HttpVersionNotSupported,
@@ -32,6 +36,7 @@ from freeapi.errors import (
 from freeapi.http import wire
 from freeapi.http.deadlines import NEVER_S
 from freeapi.http.reply import Reply
+from freeapi.http.upload import Upload
 
 if TYPE_CHECKING:
     from freeapi.http.server import Server
@@ -39,6 +44,8 @@ if TYPE_CHECKING:
 #: Fed to the parser at once while a head is being read. Bounds both what a head can grow to and
 #: how many pipelined requests are parsed ahead (about 600 of the shortest).
 _SLICE_BYTES = wire.HEAD_BYTES_MAX
+#: The same for the body of an upload: what one read of its reader's may be longer by.
+_UPLOAD_SLICE_BYTES = 65_536
 #: Bytes of further requests kept while one is being answered; then reading stops.
 _AHEAD_BYTES_MAX = 65_536
 #: How long a refused caller's bytes are read and thrown away, so that it sees the answer and not a
@@ -52,6 +59,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_begun",
         "_body",
+        "_body_bytes_max",
         "_body_length",
         "_broken",
         "_expected_bytes",
@@ -72,6 +80,8 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_unparsed",
         "_unsent_bytes",
+        "_upload",
+        "_upload_end_s",
         "_waiting_bytes",
         "deadline_s",
         "network",
@@ -102,6 +112,11 @@ class Connection(asyncio.Protocol):
         self._trailer_bytes = 0
         self._body: list[bytes] = []
         self._body_length = 0
+        self._body_bytes_max = 0
+        #: Where the body in hand goes, if piece by piece; it is still to be completed.
+        self._upload: Upload | None = None
+        #: When it must be complete; 0.0 before the application first waits for it.
+        self._upload_end_s = 0.0
         self._pumping = False
         self._reading = True
         self._lingering = False
@@ -130,6 +145,8 @@ class Connection(asyncio.Protocol):
         self._unparsed = self._unparsed + data if self._unparsed else data
         if self._reply is None and self.writable:
             self._pump()
+        elif self._upload is not None:
+            self.receive()
         elif len(self._unparsed) > _AHEAD_BYTES_MAX:
             self._set_reading(False)
 
@@ -158,6 +175,9 @@ class Connection(asyncio.Protocol):
         self._lingering = True
         if reply is not None:
             reply.gone()
+        upload, self._upload = self._upload, None
+        if upload is not None:
+            upload.fail(ClientGone())
 
     def pause_writing(self) -> None:
         self.writable = False
@@ -189,6 +209,9 @@ class Connection(asyncio.Protocol):
             return
         if not self.writable and self._transport.get_write_buffer_size() < self._unsent_bytes:
             self._watch_unsent()
+        elif self.writable and self._reply is not None and self._upload is not None:
+            self.deadline_s = NEVER_S
+            self._upload.fail(RequestTimeout(problem="its body did not arrive in time"))
         elif self._lingering or not self.writable or self._reply is not None:
             self.abort()
         elif self._begun:
@@ -229,35 +252,49 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         request = self._request
         parser = self._parser
+        server = self._server
         request.method = parser.get_method()
         self._head_done = True
         if self._head_is_split and request.head_bytes(self._target) > wire.HEAD_BYTES_MAX:
             raise HeadTooLarge(problem=f"its head is over {wire.HEAD_BYTES_MAX} bytes")
-        limit = self._server.limits.body_bytes_max
-        length = wire.check_head(request, self._target, parser.get_http_version(), limit)
+        length = wire.check_head(request, self._target, parser.get_http_version())
         self._expected_bytes = length or 0
-        if length != 0:
-            self.deadline_s = self._loop.time() + self._server.limits.body_s
+        limits = server.limits
+        is_upload = server.is_upload is not None and server.is_upload(request)
+        limit = limits.upload_bytes_max if is_upload else limits.body_bytes_max
+        if self._expected_bytes > limit:
+            raise BodyTooLarge(limit=limit)
+        self._body_bytes_max = limit
+        if is_upload:
+            self._begin_upload(request)
+        elif length != 0:
+            self.deadline_s = self._loop.time() + limits.body_s
             if b"expect" in request.headers and not self._ready and not request.http10:
                 self.write(wire.CONTINUE)
 
     def on_body(self, body: bytes) -> None:
         self._body_length += len(body)
-        if self._body_length > self._server.limits.body_bytes_max:
-            raise BodyTooLarge(limit=self._server.limits.body_bytes_max)
-        self._body.append(body)
+        if self._body_length > self._body_bytes_max:
+            raise BodyTooLarge(limit=self._body_bytes_max)
+        if self._upload is None:
+            self._body.append(body)
+        elif self._upload.feed(body):
+            self.deadline_s = NEVER_S
         self._waiting_bytes = 0
 
     def on_message_complete(self) -> None:
+        self._begun = False
+        self._head_done = False
+        self._waiting_bytes = 0
         request = self._request
+        if self._upload is not None:
+            self._end_upload(request, self._upload)
+            return
         body = self._body
         request.body = body[0] if len(body) == 1 else b"".join(body)
         request.keep_alive = self._parser.should_keep_alive()
         request.received_s = self._loop.time()
         self._ready.append(request)
-        self._begun = False
-        self._head_done = False
-        self._waiting_bytes = 0
 
     # --- the order of things ----------------------------------------------------------------------
 
@@ -292,7 +329,10 @@ class Connection(asyncio.Protocol):
         """For the reply: it is complete."""
         self._reply = None
         if not reply.keep_alive or self._server.draining:
-            self._close()
+            if self._upload_in_hand is None:
+                self._close()
+            else:  # its caller is still sending
+                self._linger()
             return
         if self.writable:
             self.deadline_s = self._loop.time() + self._server.limits.keep_alive_s
@@ -305,23 +345,32 @@ class Connection(asyncio.Protocol):
         size = _SLICE_BYTES
         if self._head_done:
             size = max(size, self._expected_bytes - self._body_length)
+            if self._upload is not None:
+                size = min(size, _UPLOAD_SLICE_BYTES)
         if len(data) <= size:
             self._unparsed = b""
         else:
             data, self._unparsed = data[:size], data[size:]
         known_length = self._body_length
+        upload = self._upload
         self._head_is_split = self._begun
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
             self._decline_upgrade(data[offer.args[0] :])
         except httptools.HttpParserError as error:
-            self._broken = _translated(error)
-            self._unparsed = b""
+            self._break(_translated(error))
         else:
             has_grown = self._head_done and self._body_length > known_length
-            if not self._ready and not has_grown:
+            if not self._ready and not has_grown and upload is self._upload:
                 self._wait(len(data))
+
+    def _break(self, error: FreeApiError) -> None:
+        """Nothing more can be parsed; an upload that was under way can't be completed."""
+        self._broken = error
+        self._unparsed = b""
+        if self._upload is not None:
+            self._upload.fail(error)
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Stay with HTTP/1.1 (RFC 9110 section 7.8), and close after the answer.
@@ -343,16 +392,11 @@ class Connection(asyncio.Protocol):
             self.deadline_s = self._loop.time() + self._server.limits.head_s
         self._waiting_bytes += fed_bytes
         if self._waiting_bytes >= 2 * wire.HEAD_BYTES_MAX:
-            self._broken = HeadTooLarge(problem=f"its head is over {wire.HEAD_BYTES_MAX} bytes")
+            self._break(HeadTooLarge(problem=f"its head is over {wire.HEAD_BYTES_MAX} bytes"))
 
     def _refuse(self, error: FreeApiError) -> None:
-        """Answer what can't be parsed, then close without a reset.
-
-        The caller may still be sending: a plain close would answer those bytes with a reset, which
-        can destroy our answer before it is read.
-        """
-        transport = self._transport
-        if transport is None or self._lingering:
+        """Answer what can't be parsed, then close without a reset."""
+        if self._transport is None or self._lingering:
             return
         reply = Reply(self, wire.Request(self._peer))
         headers = b"content-type: application/json\r\n"
@@ -362,11 +406,24 @@ class Connection(asyncio.Protocol):
         body = error.body()
         self.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
         self._server.refused(error)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Send no more, and close when the caller has seen the end.
+
+        It may still be sending: a plain close would answer those bytes with a reset, which can
+        destroy our answer before it is read.
+        """
+        if self._transport is None:
+            return
         self._lingering = True
         self._ready.clear()
+        self._unparsed = b""
         self.deadline_s = self._loop.time() + _LINGER_S
         self._set_reading(True)
-        transport.write_eof()
+        self._transport.write_eof()
+        if self._upload is not None:
+            self._upload.fail(ClientGone())
 
     def _close(self) -> None:
         """Close once what is written has left."""
@@ -382,6 +439,52 @@ class Connection(asyncio.Protocol):
         is_receiving = self._begun
         if self._reply is None and not is_receiving and not self._lingering:
             self._close()
+
+    # --- uploads ----------------------------------------------------------------------------------
+
+    def _begin_upload(self, request: wire.Request) -> None:
+        """At the end of its head: ready for the application."""
+        self._upload_end_s = 0.0
+        self._upload = request.upload = Upload(self)
+        # So that an answer before the body's end says ``connection: close``.
+        request.keep_alive = False
+        request.received_s = self._loop.time()
+        self._ready.append(request)
+
+    def _end_upload(self, request: wire.Request, upload: Upload) -> None:
+        """Its body is complete, and the connection may be kept unless its answer has begun."""
+        self._upload = None
+        if upload.finish():
+            self.deadline_s = NEVER_S
+        keep_alive = self._parser.should_keep_alive()
+        if self._ready and self._ready[-1] is request:
+            request.keep_alive = keep_alive
+        elif self._reply is not None and not self._reply.status:
+            self._reply.keep_alive = keep_alive
+
+    def await_body(self) -> None:
+        """For the upload: its reader waits for a piece, from now on."""
+        assert self._upload is not None, "only an upload that isn't complete is waited for"
+        now_s = self._loop.time()
+        if not self._upload_end_s:
+            self._upload_end_s = now_s + self._server.limits.upload_s
+            request = self._request
+            if b"expect" in request.headers and not self._body_length and not request.http10:
+                self.write(wire.CONTINUE)
+        self.deadline_s = min(now_s + self._server.limits.body_s, self._upload_end_s)
+        self.receive()
+
+    def receive(self) -> None:
+        """For the upload as well: take in what there is room for; else the caller has to wait."""
+        while self._unparsed and (upload := self._upload_in_hand) is not None and upload.has_room:
+            self._parse()
+        ahead_bytes_max = _AHEAD_BYTES_MAX if self._upload_in_hand is None else 0
+        self._set_reading(len(self._unparsed) <= ahead_bytes_max)
+
+    @property
+    def _upload_in_hand(self) -> Upload | None:
+        """The one that the application has, while it isn't complete."""
+        return None if self._ready else self._upload
 
     # --- bytes out --------------------------------------------------------------------------------
 

@@ -30,9 +30,13 @@ class Deadlines:
     def __init__(self, loop: asyncio.AbstractEventLoop, shortest_s: float) -> None:
         """``shortest_s`` is the shortest time-out in use: it is overrun by at most a quarter."""
         self._loop = loop
-        self._interval_s = min(1.0, max(0.01, shortest_s / 4))
+        self.heed(shortest_s)
         self._watched: set[Expiring] = set()
         self._timer: asyncio.TimerHandle | None = None
+
+    def heed(self, shortest_s: float) -> None:
+        """Another time-out is the shortest now; counts from the next sweep on."""
+        self._interval_s = min(1.0, max(0.01, shortest_s / 4))
 
     def add(self, item: Expiring) -> None:
         """Watch ``item`` until it is discarded. O(1)."""

@@ -2,6 +2,8 @@
 
 Synchronous but for ``connect``: ``take`` hands out an idle connection, and a connection comes back
 by itself when its answer was complete and both sides want to keep it.
+
+A pool outlives a reload of the configuration that leaves its ``origin`` and ``timeouts`` equal.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import msgspec
 
 from freeapi.errors import ConnectTimeout, UpstreamUnreachable
 from freeapi.http.deadlines import Deadlines
+from freeapi.http.tunnel import ProxyAddress as ProxyAddress  # a part of Origin
+from freeapi.http.tunnel import open_tunnel
 from freeapi.http.upstream import UpstreamConnection
 
 #: Idle connections kept for an origin; beyond it the oldest is closed.
@@ -20,16 +24,17 @@ IDLE_MAX = 256
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an upstream listens: a host and port, or a Unix socket."""
+    """Where an upstream listens: a host and port, if need be behind a proxy, or a Unix socket."""
 
     host: str
     port: int
     tls: bool = False
     socket_path: str | None = None
+    proxy: ProxyAddress | None = None
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """``connect_s``: DNS, TCP and TLS together. ``idle_s``: between two reads of an answer."""
+    """``connect_s``: DNS, TCP, proxy and TLS together. ``idle_s``: between reads of an answer."""
 
     connect_s: float
     first_byte_s: float
@@ -48,6 +53,12 @@ class UpstreamPool:
         self._idle: dict[UpstreamConnection, None] = {}
         self._open: set[UpstreamConnection] = set()
         self._tls = _tls_context() if origin.tls else None
+        self._is_retired = False
+
+    @property
+    def connections(self) -> int:
+        """How many are open, idle ones too."""
+        return len(self._open)
 
     def take(self) -> UpstreamConnection | None:
         """An idle connection, or None: then ``connect``."""
@@ -78,6 +89,8 @@ class UpstreamPool:
         try:
             if origin.socket_path is not None:
                 await self.loop.create_unix_connection(lambda: connection, origin.socket_path)
+            elif origin.proxy is not None:
+                await self._open_through(origin.proxy, connection)
             else:
                 await self.loop.create_connection(
                     lambda: connection,
@@ -91,10 +104,25 @@ class UpstreamPool:
             connection.close()
             raise
 
+    async def _open_through(self, proxy: ProxyAddress, connection: UpstreamConnection) -> None:
+        """The name is the proxy's to resolve; the certificate must be the origin's all the same."""
+        origin = self.origin
+        tunnel = await open_tunnel(proxy, origin.host, origin.port)
+        try:
+            await self.loop.create_connection(
+                lambda: connection,
+                sock=tunnel,
+                ssl=self._tls,
+                server_hostname=origin.host if origin.tls else None,
+            )
+        except BaseException:
+            tunnel.close()  # if a transport has it already, that one closes it, and this is nothing
+            raise
+
     def put(self, connection: UpstreamConnection) -> None:
         """For a connection: idle again."""
         self._idle[connection] = None
-        if len(self._idle) > IDLE_MAX:
+        if self._is_retired or len(self._idle) > IDLE_MAX:
             next(iter(self._idle)).close()
 
     def opened(self, connection: UpstreamConnection) -> None:
@@ -107,6 +135,12 @@ class UpstreamPool:
         self._idle.pop(connection, None)
         self._open.discard(connection)
         self._deadlines.discard(connection)
+
+    def retire(self) -> None:
+        """Keep no connection idle any more: each is closed when its exchange is over."""
+        self._is_retired = True
+        for connection in tuple(self._idle):
+            connection.close()
 
     def close(self) -> None:
         """Close every connection, busy ones too."""

@@ -7,9 +7,11 @@ following read is treated:
 - JSON is kept until it is whole and then sent in one write, so that an upstream that dies half-way
   gives the caller a clean error and never half an object. A body over ``COLLECT_BYTES_MAX`` is
   passed on read by read after all, so memory stays bounded;
+- sound is passed on read by read, and never looked at;
 - anything but a 2xx is kept (bounded) for the proxy to judge; the caller sees none of it.
 
-In both kinds the counts of cached tokens are hidden (``sse.hide_cache_counts``).
+In events and JSON the counts of cached tokens are hidden (``usage.hide_cache_counts``), and errors
+are told in our words (``sse.in_our_words``; not in JSON over the bound).
 
 Nothing of the upstream's head goes down but the status, the content type and the length.
 """
@@ -21,21 +23,16 @@ from collections.abc import Callable
 from freeapi.errors import FreeApiError, UpstreamGarbage
 from freeapi.http import wire
 from freeapi.http.reply import Reply
-from freeapi.http.sse import (
-    USAGE_TAIL_BYTES,
-    CacheCountHider,
-    EventStream,
-    Usage,
-    error_event,
-    find_usage,
-    hide_cache_counts,
-)
+from freeapi.http.sse import EventStream, error_event, in_our_words
+from freeapi.http.usage import CacheCountHider, Usage, UsageEnds, find_usage, hide_cache_counts
 
 #: JSON answers up to this are sent whole; a chat answer of 16,000 tokens is about 100 KB.
 COLLECT_BYTES_MAX = 1_048_576
 #: As much of an error's body is kept; OpenAI's are under 1 KiB.
 ERROR_BYTES_MAX = 65_536
 
+#: Kinds of content that no text is looked for in.
+_SOUND = (b"audio/", b"application/octet-stream")
 _STREAM_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
@@ -45,6 +42,7 @@ class Relay:
     __slots__ = (
         "_collected_bytes",
         "_content_type",
+        "_ends",
         "_events",
         "_headers",
         "_hider",
@@ -67,6 +65,7 @@ class Relay:
         self._events: EventStream | None = None
         #: Of a JSON body that is passed on read by read; None: nothing in it is a count.
         self._hider: CacheCountHider | None = None
+        self._ends: UsageEnds | None = None
         self._is_json = True
         self._content_type = b"application/json"
         self._pieces: list[bytes] = []
@@ -108,13 +107,14 @@ class Relay:
             self._events = EventStream(hides_usage=self._hides_usage)
             self._start(_STREAM_HEADERS, None)
             self._treat = Relay._pass_events
+            return
+        given = headers.get(b"content-length")
+        length = None if given is None else int(given)
+        if kind.startswith(_SOUND) or (length is not None and length > COLLECT_BYTES_MAX):
+            self._start(b"", length)
+            self._treat = Relay._pass
         else:
-            length = headers.get(b"content-length")
-            if length is not None and int(length) > COLLECT_BYTES_MAX:
-                self._start(b"", int(length))
-                self._treat = Relay._pass
-            else:
-                self._treat = Relay._collect
+            self._treat = Relay._collect
 
     def on_data(self, data: bytes) -> None:
         """Treat one read of the body."""
@@ -131,15 +131,15 @@ class Relay:
             self.usage = self._events.usage
             self._reply.end()
             return
-        body = b"".join(self._pieces)
-        self.usage = find_usage(body)
         if self.started:
-            self._write(b"", is_last=True)
-            self._reply.end()
-        else:
-            self.started = True
-            shown = hide_cache_counts(body) if self._is_json else body
-            self._reply.send(self.status, self._own_headers(b""), shown)
+            self._end_of_pieces()
+            return
+        self.started = True
+        body = b"".join(self._pieces)
+        if self._is_json:
+            self.usage = find_usage(body)
+            body = hide_cache_counts(in_our_words(body))
+        self._reply.send(self.status, self._own_headers(b""), body)
 
     def fail(self, error: FreeApiError) -> None:
         """The upstream died after ``started``: tell the caller in the way its answer allows."""
@@ -171,21 +171,19 @@ class Relay:
             self._pass(collected)
 
     def _pass(self, data: bytes) -> None:
-        self._write(data, is_last=False)
-        tail = b"".join(self._pieces) + data[-USAGE_TAIL_BYTES:]
-        self._pieces = [tail[-USAGE_TAIL_BYTES:]]
+        if self._hider is not None and self._ends is not None:
+            self._ends.feed(data)
+            data = self._hider.feed(data)
+        if data:
+            self._reply.write(data)
 
-    def _write(self, data: bytes, *, is_last: bool) -> None:
-        shown = self._shown(data, is_last=is_last)
-        if shown:
-            self._reply.write(shown)
-
-    def _shown(self, data: bytes, *, is_last: bool) -> bytes:
-        """What may go to the caller, of this and of what was held back before."""
-        if self._hider is None:
-            return data
-        passed = self._hider.feed(data)
-        return passed + self._hider.rest() if is_last else passed
+    def _end_of_pieces(self) -> None:
+        if self._hider is not None and self._ends is not None:
+            self.usage = self._ends.usage()
+            rest = self._hider.rest()
+            if rest:
+                self._reply.write(rest)
+        self._reply.end()
 
     def _keep_error(self, data: bytes) -> None:
         self._collected_bytes += len(data)
@@ -202,5 +200,5 @@ class Relay:
     def _start(self, more: bytes, length: int | None) -> None:
         self.started = True
         if self._is_json:
-            self._hider = CacheCountHider()
+            self._hider, self._ends = CacheCountHider(), UsageEnds()
         self._reply.start(self.status, self._own_headers(more), length)

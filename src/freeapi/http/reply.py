@@ -50,6 +50,7 @@ class Reply:
         "_bodiless",
         "_chunked",
         "_connection",
+        "body_bytes",
         "http10",
         "keep_alive",
         "on_gone",
@@ -66,8 +67,9 @@ class Reply:
         #: Called once, synchronously, if the caller goes before the end.
         self.on_gone: Callable[[], object] | None = None
         self.source: Source | None = None
-        #: The status that was sent, 0 before.
+        #: The status that was sent, 0 before; and how much of a body.
         self.status = 0
+        self.body_bytes = 0
 
     @property
     def is_gone(self) -> bool:
@@ -81,10 +83,11 @@ class Reply:
             return
         self.status = status
         head = connection.head(self, status, headers)
-        if status == 204:  # has no length (RFC 9110 section 8.6)
+        if status in (204, 304):  # have no body (RFC 9110 section 8.6)
             connection.write(head + b"\r\n")
         else:
             shown = b"" if self._bodiless else body
+            self.body_bytes = len(shown)
             connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), shown))
         self._finish(connection)
 
@@ -108,6 +111,7 @@ class Reply:
         """A piece of the body (not empty), on its way at once."""
         connection = self._connection
         if connection is not None:
+            self.body_bytes += len(data)
             connection.write(wire.chunk(data) if self._chunked else data)
 
     def end(self) -> None:

@@ -1,7 +1,8 @@
 """The public port: listens, counts connections, drains.
 
 The application is one synchronous call, ``app(request, reply)``; it answers at once, or keeps the
-reply and answers later from wherever it likes.
+reply and answers later from wherever it likes. A request has its whole body by then, unless
+``is_upload`` said of its head that the body is to be read piece by piece (``freeapi.http.upload``).
 """
 
 from __future__ import annotations
@@ -26,10 +27,15 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What one caller may take. Seconds and bytes; precedents in DESIGN are nginx and Node."""
 
     body_bytes_max: int
+    #: The same for a body that is read piece by piece.
+    upload_bytes_max: int = 26_214_400
     connections_max: int
     connections_per_address_max: int | None
     head_s: float = 10.0
+    #: For a whole body; and how long a piece of an upload may be waited for.
     body_s: float = 30.0
+    #: For a whole upload, from its first read: the default limit of bytes at 350 kbit/s.
+    upload_s: float = 600.0
     keep_alive_s: float = 75.0
     #: A caller that takes nothing for so long, while there is something to take, is cut.
     stalled_s: float = 60.0
@@ -45,11 +51,16 @@ class Server:
         deadlines: Deadlines,
         *,
         headers: bytes = b"",
+        is_upload: Callable[[wire.Request], bool] | None = None,
         refused: Callable[[FreeApiError], None] = lambda error: None,
     ) -> None:
-        """``headers`` go into every answer; ``refused`` is told of those sent without ``app``."""
+        """``headers`` go into every answer; ``refused`` is told of those sent without ``app``.
+
+        ``is_upload`` is asked once for each request, at the end of its head; None: none ever is.
+        """
         self.app = app
         self.limits = limits
+        self.is_upload = is_upload
         self.refused = refused
         self.loop = asyncio.get_running_loop()
         #: An id needs no secrecy, but must not tell the time or a count: a random seed.
@@ -83,6 +94,11 @@ class Server:
         )
         self._listeners.append(listener)
         return [listening.getsockname()[:2] for listening in listener.sockets]
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
 
     def admit(self, connection: Connection) -> bool:
         """Count a new connection; False if it is one too many. O(1)."""

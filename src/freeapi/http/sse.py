@@ -1,58 +1,46 @@
-"""Server-sent events, and usage objects, looked at while they pass.
+"""Server-sent events, looked at while they pass; and errors within answers, in our own words.
 
 ``EventStream`` never rebuilds an event: what goes in comes out, byte for byte and in the same
-call, but for four things. An event that isn't complete yet is kept until its blank line is there,
+call, but for five things. An event that isn't complete yet is kept until its blank line is there,
 so that nothing broken is left behind if the upstream dies. The one extra event that we asked the
 upstream for (``stream_options.include_usage``) is held back from a caller who didn't ask. An
 event that reports an error is replaced by one in our wording, as the upstream's may name its
-organisation. And the counts of cached tokens are hidden (``hide_cache_counts``, which bodies that
-are no streams need as well: ``CacheCountHider`` does it for those that pass in pieces).
+organisation. In one that reports a failed response (``response.failed``) only the error is. And the
+counts of cached tokens are hidden (``usage.hide_cache_counts``).
 
 Pure: bytes in, bytes out. However the bytes are cut, the result is the same.
 
 Source: WHATWG HTML, section 9.2.6 "Interpreting an event stream"; OpenAI API reference,
-"Streaming".
+"Streaming" of each endpoint.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
 
 import msgspec
 
 from freeapi.errors import FreeApiError, UpstreamFailed
-
-#: An incomplete event longer than this is passed on as it comes: no event of the API is near it.
-EVENT_BYTES_MAX = 1_048_576
-#: A usage object is a few hundred bytes; so far from the end of a body it is looked for.
-USAGE_TAIL_BYTES = 4_096
-#: Shorter bodies are parsed whole to find it.
-_PARSED_BYTES_MAX = 16_384
-#: Of a longer one only the beginning is edited: this bounds what is held back and looked at twice.
-USAGE_BYTES_MAX = 4_096
-
-#: What braces and strings allow of JSON between two braces. Possessive: never looked at twice.
-_FLAT = rb'[^{}"]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^{}"]*+)*+'
-_FLAT_OBJECT = rb"\{%b\}" % _FLAT
-_OBJECT_OF_OBJECTS = rb"\{%b(?:%b%b)*+\}" % (_FLAT, _FLAT_OBJECT, _FLAT)
-#: Three levels: OpenAI's has two.
-_USAGE = re.compile(
-    rb'"usage"\s*+:\s*+(\{%b(?:%b%b)*+\})' % (_FLAT, _OBJECT_OF_OBJECTS, _FLAT), re.DOTALL
+from freeapi.http.usage import (
+    USAGE_END_BYTES,
+    CacheCountHider,
+    Usage,
+    hide_cache_counts,
+    response_usage_at_end,
+    usage_at_end,
+    usage_in,
+    usage_of,
 )
-_USAGE_KEY = b'"usage"'
-#: The key, and what makes its value an object, as far as the bytes go. After a backslash, the quote
-#: is one within another key.
-_USAGE_START = re.compile(rb'(?<!\\)"usage"\s*+(?::\s*+(?:\{|\Z)|\Z)')
-#: The key's beginning, where the bytes end within it, or what makes its first quote another one.
-_USAGE_KEY_CUT = re.compile(rb'(?:\\|\\?"(?:u(?:s(?:a(?:ge?)?)?)?)?)\Z')
-#: Whatever a vendor calls it: ``cached_tokens`` (OpenAI), ``prompt_cache_hit_tokens`` and its
-#: ``miss`` (DeepSeek), ``cache_read_input_tokens`` (Anthropic), ``cached_content_token_count``
-#: (Gemini).
-_CACHE_COUNT = re.compile(rb'(cache\w*"\s*+:\s*+)(-?\d[\d.eE+-]*+)(?=[\s,}])')
-_CACHE_COUNT_ABOVE_0 = re.compile(rb'cache\w*"\s*+:\s*+(?!0[\s,}])[-\d]')
-#: Either key, with a value other than null; or with the end of a ``data:`` line before the value.
-_NOTABLE = re.compile(rb'"(?:usage|error)"(?:\s*:\s*[^\sn]|[ \t]*[\r\n])')
+
+#: An incomplete event longer than this is passed on as it comes: only images are, and the responses
+#: that quote a prompt of this size.
+EVENT_BYTES_MAX = 1_048_576
+#: So near its beginning an overlong event says what it is: OpenAI's do in their first field.
+_TYPE_BYTES = 256
+
+#: Either key, with a value other than null; or with the end of a ``data:`` line before the value;
+#: or the same word as a value, as in ``"type":"error"``.
+_NOTABLE = re.compile(rb'"(?:usage|error)"(?:\s*:\s*[^\sn]|[ \t]*[\r\n]|\s*[,}])')
 #: The last is a blank line whose ``\n`` is still to come (see _BLANK_LINES).
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\r\n|\r\n\n|\n\n|\r\r|\n\r")
 #: No JSON has a line end where this wants it, whatever a model was made to say.
@@ -60,136 +48,41 @@ _DONE = re.compile(rb"data: ?\[DONE\][\r\n]+\Z")
 #: Ends of a blank line. A ``\r\n`` may be cut in two: a stray ``\n`` between events means nothing.
 _BLANK_LINES = (b"\n\n", b"\n\r\n", b"\r\r", b"\n\r")
 _LONGEST_BLANK_LINE = 3
+#: The last events of the streams that have no ``[DONE]``.
+_LAST_TYPES = (
+    b"response.completed",
+    b"response.incomplete",
+    b"response.failed",
+    b"image_generation.completed",
+    b"speech.audio.done",
+    b"transcript.text.done",
+)
+_ERROR_TYPES = (b"error", b"response.failed")
+_TYPE = re.compile(rb'"type"\s*+:\s*+"([\w.]++)"')
+_ERROR_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
-#: No model takes or gives a thousandth of it: more, or less than none, is a mistake, and no usage.
-TOKENS_MAX = 1_000_000_000
-Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
+class _Event(msgspec.Struct):
+    """The fields of an event, or of the response in it, that matter here."""
 
-
-class Usage(msgspec.Struct, frozen=True):
-    """What the upstream says it will bill."""
-
-    prompt_tokens: Tokens
-    completion_tokens: Tokens
-
-
-class _Record(msgspec.Struct):
-    """The fields of an event that matter here."""
-
-    usage: Usage | None = None
-    choices: list[msgspec.Raw] | None = None
-
-
-class _ErrorRecord(msgspec.Struct):
-    """The same, for an event that may be an error and then have any other fields."""
-
+    type: msgspec.Raw = msgspec.Raw(b"null")
     error: msgspec.Raw = msgspec.Raw(b"null")
+    response: msgspec.Raw = msgspec.Raw(b"null")
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+    choices: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _Answer(msgspec.Struct):
-    """A whole answer that isn't a stream."""
+class _Error(msgspec.Struct):
+    """What of an error object may pass."""
 
-    usage: Usage | None = None
-
-
-_decode_answer = msgspec.json.Decoder(_Answer).decode
-_decode_usage = msgspec.json.Decoder(Usage).decode
-_decode_record = msgspec.json.Decoder(_Record).decode
-_decode_error = msgspec.json.Decoder(_ErrorRecord).decode
+    code: str = ""
 
 
-def find_usage(body: bytes) -> Usage | None:
-    """The last usage object near the end of a JSON body, or None. O(1) in the body's length.
-
-    In JSON a quote inside a string is escaped, so what a caller made the model say can't pass for
-    the key ``"usage"``.
-    """
-    if len(body) <= _PARSED_BYTES_MAX:  # less than half of what the pattern costs
-        try:
-            usage = _decode_answer(body).usage
-        except msgspec.DecodeError:
-            usage = None
-        if usage is not None:
-            return usage
-    first = max(0, len(body) - USAGE_TAIL_BYTES)
-    at = body.rfind(_USAGE_KEY, first)
-    while at >= 0:
-        found = _USAGE.match(body, at)
-        if found is not None and body[at - 1 : at] != b"\\":
-            try:
-                return _decode_usage(found[1])
-            except msgspec.DecodeError:
-                pass
-        at = body.rfind(_USAGE_KEY, first, at)
-    return None
-
-
-def hide_cache_counts(data: bytes) -> bytes:
-    """The same bytes, as many of them, with 0 for each count of cached tokens in a usage object.
-
-    On an account that strangers share, such a count tells whether somebody else has lately sent the
-    same beginning of a prompt. It is 0 padded with spaces, which JSON allows after a number. An
-    object counts as usage under that key at any depth, and never within a string: there a quote is
-    escaped. O(bytes): where one isn't 0, 13 µs for a short answer, 3 ms for 1 MiB.
-
-    >>> hide_cache_counts(b'{"usage":{"prompt_tokens_details":{"cached_tokens":1024}}}')
-    b'{"usage":{"prompt_tokens_details":{"cached_tokens":0   }}}'
-    """
-    if _CACHE_COUNT_ABOVE_0.search(data) is None:
-        return data
-    hider = CacheCountHider()
-    return hider.feed(data) + hider.rest()
-
-
-class CacheCountHider:
-    """``hide_cache_counts`` for bytes that pass in pieces; holds back USAGE_BYTES_MAX at most."""
-
-    __slots__ = ("held",)
-
-    def __init__(self) -> None:
-        #: Where a usage object may have begun that isn't complete.
-        self.held = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """Take what was read; returns what may go to the caller now, perhaps nothing."""
-        if self.held:
-            data = self.held + data
-        pieces: list[bytes] = []
-        done = 0
-        while (start := data.find(_USAGE_KEY, done)) >= 0:
-            end = _usage_end(data, start)
-            if end is None:
-                break
-            pieces += data[done:start], _CACHE_COUNT.sub(_as_zero, data[start:end])
-            done = end
-        else:
-            cut = _USAGE_KEY_CUT.search(data, max(done, len(data) - len(_USAGE_KEY)))
-            start = len(data) if cut is None else cut.start()
-        self.held = data[start:]
-        if not done:  # nothing was changed, nor is there anything to copy in most reads
-            return data[:start]
-        return b"".join((*pieces, data[done:start]))
-
-    def rest(self) -> bytes:
-        """What was held back, at the end of all bytes: an object without an end counts as one."""
-        held, self.held = self.held, b""
-        return _CACHE_COUNT.sub(_as_zero, held)
-
-
-def _usage_end(data: bytes, start: int) -> int | None:
-    """Where what begins with the key at ``start`` ends; None if that takes more bytes to tell."""
-    if _USAGE_START.match(data, start) is None:
-        return start + len(_USAGE_KEY)
-    limit = start + USAGE_BYTES_MAX
-    found = _USAGE.match(data, start, limit)
-    if found is not None:
-        return found.end()
-    return None if len(data) < limit else limit
-
-
-def _as_zero(count: re.Match[bytes]) -> bytes:
-    return count[1] + b"0".ljust(len(count[2]))
+#: What msgspec raises at: no JSON, a key or code that is no UTF-8, brackets without end.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_error = msgspec.json.Decoder(_Error).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def error_event(error: FreeApiError) -> bytes:
@@ -197,10 +90,51 @@ def error_event(error: FreeApiError) -> bytes:
     return b"data: %b\n\n" % error.body()
 
 
+def in_our_words(answer: bytes) -> bytes:
+    """A JSON object whose ``error`` says no word of the upstream's but the code.
+
+    Where that is null the same bytes come back; else the rest is encoded anew, which leaves one of
+    keys that are repeated. What is no JSON object comes back too. O(bytes).
+    """
+    if b'"error"' not in answer:
+        return answer
+    try:
+        fields = _decode_fields(answer)
+    except UnicodeDecodeError:  # a key; it can't be encoded anew
+        return UpstreamFailed().body()
+    except (msgspec.DecodeError, RecursionError):
+        return answer
+    error = fields.get("error")
+    if error is None or bytes(error) == b"null":
+        return answer
+    fields["error"] = _our_error(error)
+    return msgspec.json.encode(fields)
+
+
+def _our_error(theirs: msgspec.Raw) -> msgspec.Raw:
+    """Our error object with their code, which both SDKs want in a failed response."""
+    try:
+        code = _decode_error(theirs).code
+    except _UNREADABLE:
+        code = ""
+    ours = UpstreamFailed()
+    known = code if _ERROR_CODE.fullmatch(code) else "server_error"
+    error = {"message": ours.message, "type": ours.type, "param": None, "code": known}
+    return msgspec.Raw(msgspec.json.encode(error))
+
+
 class EventStream:
     """One stream on its way. O(bytes); most reads cost two searches for a literal."""
 
-    __slots__ = ("_held", "_held_bytes", "_hides_usage", "_last", "_tail", "usage")
+    __slots__ = (
+        "_held",
+        "_held_bytes",
+        "_hides_usage",
+        "_last",
+        "_long",
+        "_tail",
+        "usage",
+    )
 
     def __init__(self, *, hides_usage: bool) -> None:
         """``hides_usage``: the caller didn't ask for the usage event, we did."""
@@ -210,12 +144,17 @@ class EventStream:
         #: The end of the incomplete event, in which a blank line may have begun.
         self._tail = b""
         self._last = b""
+        self._long: _LongEvent | None = None
         self.usage: Usage | None = None
 
     @property
     def is_done(self) -> bool:
-        """Whether ``[DONE]`` has passed, after which a cut takes nothing from the caller."""
-        return _DONE.search(self._last[-32:]) is not None
+        """Whether the last event has passed, after which a cut takes nothing from the caller."""
+        if self._long is not None:
+            return False
+        if _DONE.search(self._last[-32:]) is not None:
+            return True
+        return _type(_last_event(self._last)) in _LAST_TYPES
 
     def feed(self, data: bytes) -> bytes:
         """Take what was read; returns what may go to the caller now, perhaps nothing."""
@@ -225,8 +164,13 @@ class EventStream:
             whole = self._up_to_blank_line(data)
             if not whole:
                 return self._overlong()
+            if self._long is not None:
+                return self._after(self._long, whole)
         self._last = whole
-        if (b'"usage"' in whole or b'"error"' in whole) and _NOTABLE.search(whole):
+        first, other = whole.find(b'"usage"'), whole.find(b'"error"')
+        if first < 0 or 0 <= other < first:
+            first = other
+        if first >= 0 and _NOTABLE.search(whole, first):
             return self._edited(whole)
         return whole
 
@@ -234,6 +178,8 @@ class EventStream:
         """The incomplete event at a proper end of the stream: treated as if it were whole."""
         held = b"".join(self._held)
         self._held.clear()
+        if self._long is not None:
+            return self._end(self._long, held)
         return self._judged(held) if _NOTABLE.search(held) else held
 
     def _up_to_blank_line(self, data: bytes) -> bytes:
@@ -257,10 +203,23 @@ class EventStream:
     def _overlong(self) -> bytes:
         if self._held_bytes <= EVENT_BYTES_MAX:
             return b""
-        hider = CacheCountHider()
-        passed = hider.feed(b"".join(self._held))
-        self._held = [hider.held] if hider.held else []
-        self._held_bytes = len(hider.held)
+        held = b"".join(self._held)
+        self._held, self._held_bytes = [], 0
+        if self._long is None:
+            self._long = _LongEvent(held)
+        return self._long.feed(held)
+
+    def _after(self, long: _LongEvent, whole: bytes) -> bytes:
+        """The end of the long event, and the complete events behind it."""
+        end = long.end_in(whole)
+        passed = self._end(long, whole[:end])
+        self._last = whole[end:] or b"data: %b\n\n" % long.abridged
+        return passed + self._edited(whole[end:])
+
+    def _end(self, long: _LongEvent, rest: bytes) -> bytes:
+        self._long = None
+        passed = long.feed(rest) + long.rest()
+        self.usage = long.usage or self.usage
         return passed
 
     def _edited(self, whole: bytes) -> bytes:
@@ -277,16 +236,108 @@ class EventStream:
     def _judged(self, event: bytes) -> bytes:
         data = _data(event)
         try:
-            if bytes(_decode_error(data).error) != b"null":
-                return error_event(UpstreamFailed())
-            record = _decode_record(data)
-        except msgspec.DecodeError:
+            seen = _decode_event(data)
+        except _UNREADABLE:
             return _without_cache_counts(event)
-        if record.usage is not None:
-            self.usage = record.usage
-            if self._hides_usage and record.choices == []:
+        kind = bytes(seen.type).strip(b'"')
+        if bytes(seen.error) != b"null" or kind == b"error":
+            return error_event(UpstreamFailed())
+        usage = usage_of(seen.usage)
+        if usage is not None:
+            self.usage = usage
+            if self._hides_usage and _is_empty_list(seen.choices):
                 return b""
-        return _without_cache_counts(event)
+        return _without_cache_counts(self._of_response(event, kind, bytes(seen.response)))
+
+    def _of_response(self, event: bytes, kind: bytes, response: bytes) -> bytes:
+        """The event with any error of its response in our words. A response's last has its bill."""
+        if kind in _LAST_TYPES:
+            self.usage = usage_in(response) or self.usage
+        told = in_our_words(response)
+        if told is response:
+            return event
+        try:
+            return _with_response(event, told)
+        except UnicodeDecodeError:  # a key; it can't be encoded anew
+            return error_event(UpstreamFailed())
+
+
+class _LongEvent:
+    """An event that is too long to be kept: passed on as it comes, but for one about an error.
+
+    Its first and last bytes tell what it is and what it cost. O(bytes).
+    """
+
+    __slots__ = ("_hider", "_is_replaced", "_tail", "_type")
+
+    def __init__(self, beginning: bytes) -> None:
+        found = _TYPE.search(beginning, 0, _TYPE_BYTES)
+        self._type = b"" if found is None else found[1]
+        self._hider = CacheCountHider()
+        self._tail = b""
+        self._is_replaced = False
+
+    @property
+    def abridged(self) -> bytes:
+        """An event of the same type, without its content."""
+        return b'{"type":"%b"}' % self._type
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it says at the end of a stream, where its last bytes do."""
+        if self._type not in _LAST_TYPES:
+            return None
+        return usage_at_end(self._tail) or response_usage_at_end(self._tail)
+
+    def feed(self, data: bytes) -> bytes:
+        """Take a piece; returns what may go to the caller now."""
+        self._tail = (self._tail + data)[-USAGE_END_BYTES:]
+        if self._type not in _ERROR_TYPES:
+            return self._hider.feed(data)
+        if self._is_replaced:
+            return b""
+        self._is_replaced = True
+        return error_event(UpstreamFailed())
+
+    def rest(self) -> bytes:
+        """What was held back, at its end."""
+        return self._hider.rest()
+
+    def end_in(self, data: bytes) -> int:
+        """Where in the next bytes the blank line ends that ends it, which may have begun before."""
+        before = self._tail[1 - _LONGEST_BLANK_LINE :]
+        found = _EVENT_END.search(before + data)
+        assert found is not None, "there is a blank line"
+        return found.end() - len(before)
+
+
+def _last_event(whole: bytes) -> bytes:
+    """The data of the last of complete events."""
+    ends = [found.end() for found in _EVENT_END.finditer(whole)]
+    return _data(whole[ends[-2] :] if len(ends) > 1 else whole)
+
+
+def _type(data: bytes) -> bytes:
+    """What an event's data says it is; nothing where it doesn't."""
+    try:
+        return bytes(_decode_event(data).type).strip(b'"')
+    except _UNREADABLE:
+        return b""
+
+
+def _is_empty_list(value: msgspec.Raw) -> bool:
+    return b"".join(bytes(value).split()) == b"[]"
+
+
+def _with_response(event: bytes, response: bytes) -> bytes:
+    """The event with another response in its data, which takes the place of its first line."""
+    fields = _decode_fields(_data(event))
+    fields["response"] = msgspec.Raw(response)
+    lines = event.splitlines(keepends=True)
+    data = next(number for number, line in enumerate(lines) if line.startswith(b"data:"))
+    end = lines[data][len(lines[data].rstrip(b"\r\n")) :]
+    others = [line for line in lines[data + 1 :] if not line.startswith(b"data:")]
+    return b"".join((*lines[:data], b"data: ", msgspec.json.encode(fields), end, *others))
 
 
 def _without_cache_counts(event: bytes) -> bytes:

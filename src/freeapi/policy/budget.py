@@ -9,7 +9,8 @@ What this is not: it writes nothing and never waits (``state/ledger`` does both)
 and it knows neither prices nor tokens (``prices``).
 
 Invariants:
-- used (spent and reserved) <= leased in memory <= leased in the ledger, and leased <= cap.
+- used (spent and reserved) <= leased in memory <= leased in the ledger, and leased <= cap, or what
+  was used already when the cap was lowered.
 - A refused request has taken nothing, from no account.
 - The day never goes back; a reservation stays with the day on which it was made.
 - Of each cap at most ``SLICE``, and what is due to be given back, is leased without being used.
@@ -20,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
-from types import TracebackType
 from typing import Final
 
 import msgspec
@@ -70,34 +70,44 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class _Pot:
-    """Money to reserve from: ``left``, and ``reserved`` by requests under way."""
+    """Money to reserve from: ``left``, and ``reserved`` by requests under way.
+
+    A caller's share has its cap added to ``left`` where it is compared: so a new cap is everyone's.
+    """
 
     __slots__ = ("left", "reserved")
 
-    def __init__(self, left: int) -> None:
-        self.left = left
+    def __init__(self) -> None:
+        self.left = 0
         self.reserved = 0
 
 
 class _Account(_Pot):
     """One cap in one day or month, and what of it is leased."""
 
-    __slots__ = ("cap", "high", "leased", "low", "period", "scope", "slice", "wanted", "whose")
+    __slots__ = (
+        "cap", "high", "leased", "low", "period", "scope", "slice", "wanted", "whose", "written"
+    )  # fmt: skip
 
-    def __init__(self, scope: str, period: str, cap: int, slice_: int, leased: int) -> None:
+    def __init__(self, scope: str, period: str, leased: int) -> None:
         """``leased``: by earlier lives of this process, of which all may have been spent."""
-        super().__init__(0)
+        super().__init__()
         self.scope = scope
         self.period = period
-        self.cap = cap
-        self.slice = slice_
         self.leased = leased
-        #: With less left than ``low`` the next slice is due, with more than ``high`` a return is.
-        self.low = slice_ // 2
-        self.high = 2 * slice_
+        #: What the ledger is known to say; more than ``leased`` until a return is written.
+        self.written = leased
         #: The largest amount that waits for a lease, this one's or another account's.
         self.wanted = 0
         self.whose = _whose(scope, period)
+
+    def limit(self, cap: int, slice_: int) -> None:
+        """Set the cap: what is leased beyond it can't be reserved any more, what is used stays."""
+        self.cap = cap
+        self.slice = slice_
+        #: With less left than ``low`` the next slice is due, with more than ``high`` a return is.
+        self.high = 2 * slice_
+        self.take_over(self.leased)
 
     @property
     def used(self) -> int:
@@ -112,14 +122,15 @@ class _Account(_Pot):
         used = self.used
         target = max(used, min(self.cap, used + max(self.slice, self.wanted)))
         self.wanted = 0
-        if target == self.leased:
+        if target == self.leased == self.written:
             return None
         if target < self.leased:
             self.take_over(target)
         return Grant(self.scope, self.period, target)
 
     def take_over(self, leased: int) -> None:
-        """Set what is leased, and with it what is left."""
+        """Set what is leased, and with it what is left, within the cap."""
+        leased = min(leased, max(self.used, self.cap))
         self.left += leased - self.leased
         self.leased = leased
         self.low = self.slice // 2 if leased < self.cap else 0
@@ -128,8 +139,7 @@ class _Account(_Pot):
 class Reservation:
     """A request's worst case, taken out of each account that it concerns.
 
-    Settle or release it in the end; a second time does nothing. As a context manager it keeps
-    what it holds as spent where nobody said otherwise.
+    Settle or release it in the end; a second time does nothing.
     """
 
     __slots__ = ("_accounts", "_budget", "_is_open", "_share", "amount_nanousd")
@@ -182,33 +192,14 @@ class Reservation:
         """Give all of it back: nothing was sent."""
         self.settle(0)
 
-    def __enter__(self) -> Reservation:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.settle(None)
-
 
 class Budget:
     """The caps and what is left of them. ``reserve`` and ``settle`` are O(1)."""
 
     __slots__ = (
-        "_accounts",
-        "_accounts_by_upstream",
-        "_caps",
-        "_day",
-        "_has_due_orders",
-        "_history",
-        "_on_due",
-        "_rolls_at_s",
-        "_shared",
-        "_shares",
-    )
+        "_accounts", "_accounts_by_upstream", "_caps", "_day", "_has_due_orders", "_history",
+        "_known", "_on_due", "_rolls_at_s", "_shared", "_shares",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -226,8 +217,19 @@ class Budget:
         self._history = {(row.scope, row.period): row.leased_nanousd for row in history}
         self._on_due = on_due
         self._has_due_orders = False
-        self._accounts: tuple[_Account, ...] = ()
+        #: All of the present day and month, with those whose cap was taken away meanwhile.
+        self._known: dict[tuple[str, str], _Account] = {}
         self._roll(utc_s)
+
+    def reconfigure(self, caps: Caps, utc_s: float) -> None:
+        """Keep to these caps from now on: what was spent and reserved under the old ones stays.
+
+        What is spent while a cap is off isn't counted for it. O(caps).
+        """
+        self._caps = caps
+        if utc_s >= self._rolls_at_s:
+            self._roll(utc_s)
+        self._open_accounts()
 
     def reserve(
         self, upstream: str, caller: bytes, amount_nanousd: int, utc_s: float
@@ -251,10 +253,10 @@ class Budget:
                 return None
         share = None
         if self._caps.caller_daily_nanousd is not None:
+            cap = self._caps.caller_daily_nanousd
             share = self._shares.get(caller) or self._new_share(caller)
-            if share.left < amount_nanousd:
-                cap = self._caps.caller_daily_nanousd
-                spent = cap - share.left - share.reserved
+            if cap + share.left < amount_nanousd:
+                spent = -share.left - share.reserved
                 raise self._refusal("your share of today's", amount_nanousd, spent, cap, utc_s)
         return Reservation(self, accounts, share, amount_nanousd)
 
@@ -273,10 +275,11 @@ class Budget:
     def granted(self, grants: Iterable[Grant]) -> None:
         """These are written durably: what they lease may be reserved."""
         leased = {(grant.scope, grant.period): grant.leased_nanousd for grant in grants}
-        for account in self._accounts:
+        for key, account in self._known.items():
             # Those of a day that has ended meanwhile are of no more use.
-            if (account.scope, account.period) in leased:
-                account.take_over(leased[account.scope, account.period])
+            if key in leased:
+                account.written = leased[key]
+                account.take_over(leased[key])
 
     def review(self) -> None:
         """Tell, again if it was told amid a write, that orders are due since the last ones."""
@@ -287,9 +290,9 @@ class Budget:
 
     def close(self) -> list[Grant]:
         """The leases less what is unused: to be written when nothing will be reserved any more."""
-        for account in self._accounts:
+        for account in self._known.values():
             account.take_over(account.used)
-        return [Grant(one.scope, one.period, one.leased) for one in self._accounts]
+        return [Grant(one.scope, one.period, one.leased) for one in self._known.values()]
 
     def status(self, utc_s: float) -> Status:
         """For people: what is left, as of the last decision or now."""
@@ -347,8 +350,13 @@ class Budget:
         self._day = _EPOCH + timedelta(days=days)
         self._rolls_at_s = (days + 1) * DAY_S
         self._shares: dict[bytes, _Pot] = {}
+        self._open_accounts()
+
+    def _open_accounts(self) -> None:
+        """Have an account for each cap."""
         caps = self._caps
         day = self._day.isoformat()
+        self._known = {key: one for key, one in self._known.items() if key[1] in (day, day[:7])}
         wanted = [(ALL, day, caps.daily_nanousd), (ALL, day[:7], caps.monthly_nanousd)]
         wanted += [
             (_scope(name), day, cap) for name, cap in sorted(caps.upstream_daily_nanousd.items())
@@ -364,24 +372,21 @@ class Budget:
         self.need_orders()
 
     def _account(self, scope: str, period: str, cap: int) -> _Account:
-        """The account as it is, or a new one, of which earlier lives have leased a part."""
-        for account in self._accounts:
-            if account.scope == scope and account.period == period:
-                return account
+        """The account as it was, or a new one, of which earlier lives have leased a part."""
+        key = (scope, period)
+        account = self._known.get(key) or _Account(scope, period, self._history.get(key, 0))
+        self._known[key] = account
         # Of the smallest cap that applies, so that this one isn't drained by another's slices.
-        everyones = (self._caps.daily_nanousd, self._caps.monthly_nanousd)
-        smallest = min(cap, *(one for one in everyones if one is not None), cap)
-        leased = self._history.get((scope, period), 0)
-        return _Account(scope, period, cap, max(1, smallest // SLICES_PER_CAP), leased)
+        caps = (cap, self._caps.daily_nanousd, self._caps.monthly_nanousd)
+        account.limit(cap, max(1, min(one for one in caps if one is not None) // SLICES_PER_CAP))
+        return account
 
     def _new_share(self, caller: bytes) -> _Pot:
         """Begin a caller's share; the table being full, forget the hundredth that is oldest."""
-        assert self._caps.caller_daily_nanousd is not None
         if len(self._shares) >= SHARES_MAX:
             for oldest in list(islice(self._shares, SHARES_MAX // 100)):
                 del self._shares[oldest]
-        share = self._shares[caller] = _Pot(self._caps.caller_daily_nanousd)
-        return share
+        return self._shares.setdefault(caller, _Pot())
 
 
 def _scope(upstream: str) -> str:

@@ -68,14 +68,18 @@ class Callers:
         tokens: TokenTable | None = None,
     ) -> None:
         """``new_secret`` gives 16 to 64 random bytes; it is called once a day."""
-        assert proxy_hops >= 0
         self._new_secret: Final = new_secret
         self._parse_address: Final = parse_address
-        self._proxy_hops: Final = proxy_hops
-        self._tokens: Final = tokens
         self._day: int | None = None
         self._keyed = blake2b(digest_size=TAG_BYTES)
-        self._token_ids: dict[bytes, CallerId] = {}
+        self.reconfigure(proxy_hops, tokens)
+
+    def reconfigure(self, proxy_hops: int, tokens: TokenTable | None) -> None:
+        """Tell callers apart so from now on; the day's tags keep their meaning. O(tokens)."""
+        assert proxy_hops >= 0
+        self._proxy_hops = proxy_hops
+        self._tokens = tokens
+        self._tag_tokens()
 
     def identify(self, peer_address: str, forwarded_for: bytes | None, day: int) -> CallerId:
         """The tag of whoever is at this address, for this UTC day.
@@ -111,6 +115,9 @@ class Callers:
         """Forget the day's secret and with it what its tags meant. O(tokens)."""
         self._day = day
         self._keyed = blake2b(digest_size=TAG_BYTES, key=self._new_secret())
+        self._tag_tokens()
+
+    def _tag_tokens(self) -> None:
         digests = () if self._tokens is None else self._tokens.digests
         self._token_ids = {digest: self._tag(digest) for digest in digests}
 
@@ -152,6 +159,7 @@ class TokenTable:
     """Access tokens by their keyed hash, each with its limits."""
 
     def __init__(self, secret: bytes, limits: Mapping[bytes, CallerLimits]) -> None:
+        """Under one secret a token is the same caller in each table."""
         self._keyed: Final = blake2b(digest_size=TOKEN_DIGEST_BYTES, key=secret)
         self._limits: Final = {self._digest(token): own for token, own in limits.items()}
 

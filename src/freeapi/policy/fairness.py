@@ -209,6 +209,10 @@ class FairQueue(Generic[T]):
         before = own + min(others * (own + 1), place.size - own)
         return known_wait_s + before * place.pace.turn_s(now_s)
 
+    def longest_wait_s(self, now_s: float) -> float:
+        """About how long a newcomer would wait where most do. O(lanes)."""
+        return max((self.wait_s(b"", lane, now_s) for lane in self._busy), default=0.0)
+
     def _first(self, lane: _Lane[T], now_s: float) -> Waiter[T] | None:
         """The lane's next; those before it whose time is up leave (their own timers tell them)."""
         while lane.waiting:

@@ -1,10 +1,10 @@
-"""Which fields a request may have, what becomes of each, and what is told to the caller.
+"""What becomes of a request's fields by their names, and what is told to the caller.
 
-One table per kind of object: a name and its rule. ``apply`` takes out of an object what its table
-doesn't let through; ``Changes`` remembers it for ``x-freeapi-adjusted``.
+``apply`` takes out of an object what its table doesn't let through; ``Changes`` remembers it for
+``x-freeapi-adjusted``. The tables themselves, one per kind of object, are in ``tables``.
 
 What this is not: it looks at names only. Fields whose *value* decides are marked ``check`` and are
-``payload``'s affair.
+the affair of the endpoint's module (``chat``, ``responses``, ...).
 
 Invariants:
 - A field that isn't in a table never passes; names are matched exactly, so an upstream with laxer
@@ -39,92 +39,10 @@ _NULL: Final = Raw(b"null")
 
 
 class Rule(NamedTuple):
-    """``check``: ``payload`` looks at the value. ``why`` is said to the caller when refused."""
+    """``check``: the endpoint looks at the value. ``why`` is said to the caller when refused."""
 
     action: Literal["pass", "check", "drop", "refuse"]
     why: str = ""
-
-
-_PASS: Final = Rule("pass")
-_CHECK: Final = Rule("check")
-_IDENTIFIES: Final = Rule("drop", "nothing about the caller leaves")
-#: Hints make cache writes dearer, and say which requests belong together.
-_CACHE: Final = Rule("drop", "the prompt cache is shared by all callers")
-_STATE: Final = Rule("refuse", "this instance keeps no state between requests")
-_AUDIO: Final = Rule("refuse", "the cost of audio does not follow from its size")
-
-#: Source: the fields of "Create chat completion" in OpenAI's API reference and in openai-python
-#: 3.54.0; what some cost or give away: OPENAI_FACTS, "Parameters that cost money or leak".
-CHAT_FIELDS: Final[Mapping[str, Rule]] = {
-    "model": _CHECK,
-    "messages": _CHECK,
-    "stream": _CHECK,
-    "stream_options": _CHECK,
-    "max_tokens": _CHECK,
-    "max_completion_tokens": _CHECK,
-    "n": _CHECK,
-    "tools": _CHECK,
-    "functions": _CHECK,
-    "store": _CHECK,
-    "service_tier": _CHECK,
-    "modalities": _CHECK,
-    "frequency_penalty": _PASS,
-    "function_call": _PASS,
-    "logit_bias": _PASS,
-    "logprobs": _PASS,
-    "parallel_tool_calls": _PASS,
-    "presence_penalty": _PASS,
-    "reasoning_effort": _PASS,  # hidden reasoning counts against the output ceiling
-    "response_format": _PASS,
-    "seed": _PASS,
-    "stop": _PASS,
-    "temperature": _PASS,
-    "tool_choice": _PASS,
-    "top_logprobs": _PASS,
-    "top_p": _PASS,
-    "verbosity": _PASS,
-    "user": _IDENTIFIES,
-    "safety_identifier": _IDENTIFIES,
-    "metadata": _IDENTIFIES,
-    "prompt_cache_key": _CACHE,
-    "prompt_cache_options": _CACHE,
-    "prompt_cache_retention": _CACHE,
-    "audio": _AUDIO,
-    "moderation": Rule("refuse", "it calls a second model, which has no limit or price here"),
-    "prediction": Rule("refuse", "predicted tokens that are rejected are billed all the same"),
-    "web_search_options": Rule("refuse", "web search is billed outside of tokens"),
-    # Fields of the Responses API that some send here.
-    "previous_response_id": _STATE,
-    "conversation": _STATE,
-    "background": _STATE,
-    "prompt": Rule("refuse", "stored prompts belong to the instance's own account"),
-}
-
-MESSAGE_FIELDS: Final[Mapping[str, Rule]] = {
-    "role": _CHECK,
-    "content": _CHECK,
-    "name": _PASS,
-    "refusal": _PASS,
-    "tool_calls": _PASS,
-    "tool_call_id": _PASS,
-    "function_call": _PASS,
-    "reasoning_content": _PASS,  # llama.cpp's and others' field for earlier reasoning; text
-    "audio": _AUDIO,
-}
-
-PART_FIELDS: Final[Mapping[str, Rule]] = {
-    "type": _CHECK,
-    "text": _PASS,
-    "refusal": _PASS,
-    "prompt_cache_breakpoint": _CACHE,
-}
-
-TOOL_FIELDS: Final[Mapping[str, Rule]] = {"type": _CHECK, "function": _PASS, "custom": _PASS}
-
-STREAM_OPTION_FIELDS: Final[Mapping[str, Rule]] = {
-    "include_usage": _CHECK,
-    "include_obfuscation": _PASS,
-}
 
 
 class Changes(msgspec.Struct):

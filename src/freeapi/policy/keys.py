@@ -1,22 +1,23 @@
 """The pool of upstream keys: which key a request goes out with.
 
-What this is not: it knows no secrets (a key is its upstream's name and an index, which its owner
-maps to a credential), reads no answers (``policy/failures`` does) and never waits. When a key may
-be used again is ``policy/health``.
+What this is not: it knows no secrets (of a key it has an identity that tells nothing, and an opaque
+``account``, the owner's way to the upstream), reads no answers (``policy/failures`` does) and never
+waits. When a key may be used again is ``policy/health``.
 
 Plan: ``lease`` chooses and takes in one synchronous call and returns a guard; the edge reports
 ``succeeded`` or ``failed`` for it and releases it at the end of the answer. The choice among equals
 is by fewest requests in flight, then by turn: a slow key gets less, and an idle pool rotates.
 
 Invariants: in-flight counts equal open leases; a caller's own mistakes change nothing; a key that
-was set aside gets one request when its time is over, so the pool is never empty for good.
+was set aside gets one request when its time is over, so the pool is never empty for good. What is
+known of a key lasts as long as it is configured, whatever else is (``KeyPool.reconfigure``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -30,11 +31,22 @@ _SOON_S: Final = 1.0
 _TAIL_MAX_CHARS: Final = 4
 
 
+class KeySpec(msgspec.Struct, frozen=True):
+    """One key as configured."""
+
+    #: What may be shown of it: its last characters. Empty for a server that wants no key.
+    tail: str
+    #: Equal for the same secret, and tells nothing of it.
+    identity: bytes
+    #: For whoever sends with it; never looked at here.
+    account: object = None
+
+
 class UpstreamKeys(msgspec.Struct, frozen=True):
-    """One upstream and its keys, each given by what may be shown of it: its last characters."""
+    """One upstream and its keys, of which a server without authorization has an anonymous one."""
 
     name: str
-    tails: tuple[str, ...]
+    keys: tuple[KeySpec, ...]
     #: Lower is tried first.
     priority: int = 1
     #: Among equal priorities.
@@ -46,20 +58,21 @@ class Key:
 
     __slots__ = (
         "_upstream",
+        "account",
         "failures",
         "health",
+        "identity",
         "in_flight",
-        "index",
         "requests",
         "tail",
     )
 
-    def __init__(self, upstream: _Upstream, index: int, tail: str) -> None:
-        assert index >= 0
-        assert len(tail) <= _TAIL_MAX_CHARS, "more of a key than may be shown"
+    def __init__(self, upstream: _Upstream, given: KeySpec) -> None:
+        assert len(given.tail) <= _TAIL_MAX_CHARS, "more of a key than may be shown"
         self._upstream = upstream
-        self.index = index
-        self.tail = tail
+        self.identity = given.identity
+        self.tail = given.tail
+        self.account: Any = given.account
         self.health = KeyHealth()
         self.in_flight = 0
         self.requests = 0
@@ -67,7 +80,7 @@ class Key:
 
     @property
     def upstream(self) -> str:
-        """Its upstream's name; with ``index`` it identifies the key."""
+        """Its upstream's name; with ``identity`` it identifies the key."""
         return self._upstream.name
 
     @property
@@ -79,30 +92,33 @@ class Key:
 class _Upstream:
     """An upstream's keys, breaker and share of the load."""
 
-    __slots__ = (
-        "breaker",
-        "in_flight",
-        "keys",
-        "keys_by_turn",
-        "name",
-        "priority",
-        "share",
-        "turn",
-    )
+    __slots__ = ("breaker", "by_turn", "in_flight", "keys", "name", "priority", "share", "turn")
 
-    def __init__(self, given: UpstreamKeys) -> None:
-        assert given.share > 0, given.name
-        self.name = given.name
-        self.priority = given.priority
-        self.share = given.share
-        # A server without authorization has one anonymous key, whose tail is empty.
-        self.keys = tuple(Key(self, index, tail) for index, tail in enumerate(given.tails or ("",)))
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.priority = 1
+        self.share = 1.0
+        self.keys: tuple[Key, ...] = ()
         #: The one that was used longest ago first.
-        self.keys_by_turn = list(self.keys)
+        self.by_turn: list[Key] = []
         self.breaker = Breaker()
         self.in_flight = 0
         #: Requests so far by share, as a start tag of fair queueing (see ``KeyPool._take_turn``).
         self.turn = 0.0
+
+    def reconfigure(self, given: UpstreamKeys) -> None:
+        """Have these keys: those known by their identity go on as they are, with new accounts."""
+        assert given.share > 0, given.name
+        assert given.keys, "an upstream has at least one key"
+        self.priority = given.priority
+        self.share = given.share
+        known: dict[bytes, Key | None] = {key.identity: key for key in self.keys}
+        # Taken out of the known ones, since a secret may be listed twice.
+        self.keys = tuple(known.pop(one.identity, None) or Key(self, one) for one in given.keys)
+        for key, spec in zip(self.keys, given.keys, strict=True):
+            key.account = spec.account
+        kept = [key for key in self.by_turn if key in self.keys]
+        self.by_turn = [key for key in self.keys if key not in kept] + kept
 
     def load(self) -> tuple[float, float]:
         """Least first: requests in flight by share (nginx's least_conn), then turns by share."""
@@ -115,7 +131,7 @@ class _Upstream:
         """
         best: Key | None = None
         least = 0
-        for key in self.keys_by_turn:
+        for key in self.by_turn:
             if best is not None and key.in_flight >= least:
                 continue
             health = key.health
@@ -179,14 +195,27 @@ class KeyPool:
     """
 
     def __init__(self, upstreams: Sequence[UpstreamKeys], chance: Callable[[], float]) -> None:
-        self._upstreams = {given.name: _Upstream(given) for given in upstreams}
-        assert self._upstreams, "a pool without an upstream"
-        assert len(self._upstreams) == len(upstreams), "two upstreams of one name"
+        self._upstreams: dict[str, _Upstream] = {}
         self._chance = chance
         #: By the models' lists of upstreams, which are the operator's: as many as models.
         self._routes: dict[tuple[str, ...], tuple[_Upstream, ...]] = {}
         self._turn = 0.0
         self._now_s = -math.inf
+        self.reconfigure(upstreams)
+
+    def reconfigure(self, upstreams: Sequence[UpstreamKeys]) -> None:
+        """Have these upstreams and keys; what is known of those that were there already stays.
+
+        Keys that aren't there any more take no new lease; open leases of theirs go on. O(keys).
+        """
+        assert upstreams, "a pool without an upstream"
+        known, self._upstreams = self._upstreams, {}
+        for given in upstreams:
+            assert given.name not in self._upstreams, "two upstreams of one name"
+            upstream = known.get(given.name) or _Upstream(given.name)
+            upstream.reconfigure(given)
+            self._upstreams[given.name] = upstream
+        self._routes.clear()
 
     def lease(
         self,
@@ -213,6 +242,7 @@ class KeyPool:
         ``tried`` are this request's earlier keys: another upstream is preferred, then another key.
         Raises CapacityExceeded (wait, or say when) if keys are only cooling, UpstreamRefused if all
         are dead or out of quota, both with ``retry_after_s``; after a try, its own error says more.
+        Upstreams that were removed meanwhile are passed over; UpstreamRefused if all were.
         O(keys). ``now_s`` is monotonic.
         """
         self._now_s = now_s
@@ -277,6 +307,16 @@ class KeyPool:
             for key in upstream.keys
         ]
 
+    def availability(self, now_s: float) -> Literal["ok", "busy", "down"]:
+        """For the public: some key may be used (ok), all must wait (busy), or none is let in."""
+        keys = [key for upstream in self._upstreams.values() for key in upstream.keys]
+        sound = [
+            key for key in keys if key.state == "ok" and not key._upstream.breaker.wait_s(now_s)
+        ]
+        if not sound:
+            return "down"
+        return "busy" if all(key.health.is_cooling(now_s) for key in sound) else "ok"
+
     def __repr__(self) -> str:
         """The counts as of the last decision or report."""
         keys = [key for upstream in self._upstreams.values() for key in upstream.keys]
@@ -291,11 +331,12 @@ class KeyPool:
         )
 
     def _new_route(self, upstreams: tuple[str, ...]) -> tuple[_Upstream, ...]:
-        """The upstreams by priority, kept for the next request."""
+        """The upstreams by priority, kept for the next request. Raises UpstreamRefused: none."""
         names = upstreams or tuple(self._upstreams)
-        assert set(names) <= set(self._upstreams), names
-        route = sorted((self._upstreams[name] for name in names), key=lambda up: up.priority)
-        self._routes[upstreams] = tuple(route)
+        there = [self._upstreams[name] for name in names if name in self._upstreams]
+        if not there:
+            raise errors.UpstreamRefused(retry_after_s=_SOON_S)
+        self._routes[upstreams] = tuple(sorted(there, key=lambda up: up.priority))
         return self._routes[upstreams]
 
     def _take_turn(self, key: Key) -> None:
@@ -305,10 +346,9 @@ class KeyPool:
         Source: start-time fair queueing, Goyal et al., SIGCOMM 1996.
         """
         upstream = key._upstream
-        keys = upstream.keys_by_turn
-        if keys[-1] is not key:
-            keys.remove(key)
-            keys.append(key)
+        if upstream.by_turn[-1] is not key:
+            upstream.by_turn.remove(key)
+            upstream.by_turn.append(key)
         if upstream.turn > self._turn:
             self._turn = upstream.turn
         upstream.turn = self._turn + 1 / upstream.share
@@ -338,7 +378,7 @@ def _next_choice(
         key
         for upstream in route
         if upstream.breaker.wait_s(now_s) <= 0
-        for key in upstream.keys_by_turn
+        for key in upstream.by_turn
         if key not in tried and key.health.wait_s(model, now_s) <= 0
     ]
 
@@ -361,10 +401,8 @@ def _next_choice(
 def _refusal(route: tuple[_Upstream, ...], model: str, now_s: float) -> errors.FreeApiError:
     """Why no key can be had, and when the first one might."""
     keys = [key for upstream in route for key in upstream.keys]
-    assert keys, "an upstream has at least one key"
-    soonest_s = min(
-        max(key._upstream.breaker.wait_s(now_s), key.health.wait_s(model, now_s)) for key in keys
-    )
+    waits = (max(k._upstream.breaker.wait_s(now_s), k.health.wait_s(model, now_s)) for k in keys)
+    soonest_s = min(waits)
     assert soonest_s < math.inf, "a pool that is empty for good"
     if all(key.state != "ok" for key in keys):
         return errors.UpstreamRefused(retry_after_s=soonest_s or _SOON_S)

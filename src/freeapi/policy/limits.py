@@ -12,7 +12,9 @@ Plan: a bounded table of callers in the order in which they were last seen.
 Invariants: what ``meter`` promises holds for each caller's life in the table. One who is forgotten,
 because as many others as the table holds were seen since, comes back with full buckets and a new
 day's count: at most once for every ``callers_max`` requests of others. Requests in flight are never
-forgotten, so concurrency holds always.
+forgotten, so concurrency holds always. A limit that is changed counts from the next request on: a
+bucket stays as far from full, in time, as it was, and what is in flight is settled at the rates at
+which it was taken.
 """
 
 from __future__ import annotations
@@ -55,13 +57,17 @@ class CallerLimits:
 
 
 class ModelBucket:
-    """One model's limits for the whole instance; `rates` may be replaced when they are reloaded."""
+    """One model's limits for the whole instance."""
 
     __slots__ = ("meter", "rates")
 
     def __init__(self, rpm: int | None, tpm: int | None) -> None:
-        self.rates = Rates(rpm, tpm)
         self.meter: Final = Meter()
+        self.reconfigure(rpm, tpm)
+
+    def reconfigure(self, rpm: int | None, tpm: int | None) -> None:
+        """Limit the next requests by these; what was taken stays taken."""
+        self.rates = Rates(rpm, tpm)
 
 
 class Admission(msgspec.Struct, gc=False):

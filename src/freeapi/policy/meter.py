@@ -73,6 +73,17 @@ class Rates:
         self._requests_head: Final = _header_head("requests", rpm)
         self._tokens_head: Final = _header_head("tokens", tpm)
 
+    def left(self, meter: Meter, now_s: float) -> tuple[int | None, int | None]:
+        """Requests and tokens that would be let in at once; None: no limit."""
+        requests = tokens = None
+        if self.rpm is not None:
+            used_s = max(0.0, meter.requests_due_s - now_s)
+            requests = max(0, int(self._requests_most - used_s / self.request_s))
+        if self.tpm is not None:
+            used_s = max(0.0, meter.tokens_due_s - now_s)
+            tokens = max(0, int(self._tokens_most - used_s / self.token_s))
+        return requests, tokens
+
     def headers(self, meter: Meter, now_s: float) -> bytes:
         """The ``x-ratelimit-*`` lines, each ended by CRLF; none about what has no limit.
 
@@ -106,8 +117,9 @@ class Flight(msgspec.Struct, gc=False):
     #: Requests taken since none was in flight; each remembers its own number.
     begun: int
     ended: int
-    #: The sum of what those in flight have reserved.
-    tokens: int
+    #: The sum of what those in flight have reserved: in seconds, since each has its own rates where
+    #: a limit was changed meanwhile.
+    held_s: float
     #: When the tokens would be full again if only ended requests had ever taken any.
     ended_due_s: float
 
@@ -188,12 +200,13 @@ class Meter(msgspec.Struct, gc=False):
         due_s = self.tokens_due_s
         if due_s < now_s:
             due_s = now_s
-        self.tokens_due_s = due_s + tokens * rates.token_s
+        held_s = tokens * rates.token_s
+        self.tokens_due_s = due_s + held_s
         flight = self.flight
         if flight is None:
-            self.flight = Flight(1, 0, tokens, due_s)
+            self.flight = Flight(1, 0, held_s, due_s)
             return 1
-        flight.tokens += tokens
+        flight.held_s += held_s
         flight.begun = number = flight.begun + 1
         return number
 
@@ -219,10 +232,10 @@ class Meter(msgspec.Struct, gc=False):
             self.flight = None
             return
         flight.ended = ended
-        flight.tokens = held = flight.tokens - reserved
-        assert held >= 0
+        flight.held_s = held_s = flight.held_s - reserved * rates.token_s
+        assert held_s >= -SLACK_S, "gave back more than was held"
         flight.ended_due_s = ended_s
-        safe_s = ended_s + held * rates.token_s
+        safe_s = ended_s + held_s
         self.tokens_due_s = due_s if due_s < safe_s else safe_s
 
     def cancel(self, rates: Rates, reserved: int, number: int, now_s: float) -> None:

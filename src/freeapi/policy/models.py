@@ -15,7 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -33,6 +33,18 @@ Endpoint = Literal[
     "transcriptions",
     "translations",
 ]
+#: Where each is found below a base URL, ours and the upstream's. Source: OpenAI API reference.
+PATHS: Final[Mapping[Endpoint, str]] = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "embeddings": "/embeddings",
+    "moderations": "/moderations",
+    "responses": "/responses",
+    "images": "/images/generations",
+    "speech": "/audio/speech",
+    "transcriptions": "/audio/transcriptions",
+    "translations": "/audio/translations",
+}
 #: The field in which an upstream obeys a ceiling on output tokens; it may ignore the other one.
 OutputField = Literal["max_tokens", "max_completion_tokens"]
 
@@ -61,6 +73,8 @@ class Model(msgspec.Struct, frozen=True):
     image_tokens_max: int = 0
     input_nanousd_per_mtok: int | None = None
     output_nanousd_per_mtok: int | None = None
+    #: The most that an image, a speech or an audio file may cost: tokens can't tell beforehand.
+    unit_nanousd: int | None = None
 
 
 class BuiltinModel(NamedTuple):
@@ -102,7 +116,7 @@ def is_model_name(name: str) -> bool:
 class ModelTable:
     """The allow-list in order. Every method is O(1); ``created`` is in Unix seconds."""
 
-    __slots__ = ("_any", "_created", "_entries", "_models", "listing")
+    __slots__ = ("_any", "_created", "_entries", "_models", "_serving", "listing")
 
     def __init__(self, models: Iterable[Model], created: int) -> None:
         """Encode the listing once. Names are unique: ``config`` refuses a second one."""
@@ -112,6 +126,10 @@ class ModelTable:
         self._any = by_name.pop(ANY_MODEL, None)
         self._models = by_name
         self._created = created
+        self._serving = {
+            endpoint: tuple(model for model in rows if endpoint in model.endpoints)
+            for endpoint in PATHS
+        }
         self._entries = {name: self._encode_entry(name) for name in by_name}
         #: The body of ``GET /v1/models``. Source: OpenAI API reference, "List models".
         self.listing: bytes = b'{"object":"list","data":[%b]}' % b",".join(self._entries.values())
@@ -123,6 +141,10 @@ class ModelTable:
         """
         model = self._models.get(name)
         return self._get_any(name) if model is None else model
+
+    def serving(self, endpoint: Endpoint) -> tuple[Model, ...]:
+        """The rows that list the endpoint, in order, ``*`` among them; none: it is off."""
+        return self._serving[endpoint]
 
     def is_listed(self, name: str) -> bool:
         """Whether the name is the operator's own, and so fit for a log; under ``*`` it isn't."""

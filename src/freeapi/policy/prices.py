@@ -1,8 +1,9 @@
 """What a request may cost and has cost, and what models cost where no price is configured.
 
-Plan: a bound on the tokens of a request follows from its bytes and counts; times the model's
-prices it is the worst case that the budget reserves. ``PriceTable`` looks up the prices of models
-that have none of their own, by the upstream's address and the model's name there.
+Plan: the bound on a request's tokens that ``payload`` found, times the model's prices, is the worst
+case that the budget reserves; images, speeches and audio files cost a price a piece at most.
+``PriceTable`` looks up the prices of models that have none of their own, by the upstream's address
+and the model's name there.
 
 What this is not: no reading of the table's file (``freeapi.prices`` does that), no choice of which
 model needs a price, no caps.
@@ -22,12 +23,8 @@ from typing import Final
 
 import msgspec
 
-from freeapi.policy.models import Model
-from freeapi.policy.payload import Prepared
+from freeapi.policy.draft import Prepared
 
-#: Tokens that a chat template adds around a message (3 to 5 at OpenAI) and around a tool.
-TOKENS_PER_MESSAGE: Final = 16
-TOKENS_PER_TOOL: Final = 64
 #: Tokens for which prices are given.
 MTOK: Final = 1_000_000
 #: OpenAI's regional hosts cost 10 % more. Source: OpenAI, "Pricing", regional processing.
@@ -91,28 +88,53 @@ def dearer(*prices: Price) -> Price:
     )
 
 
-def bound_nanousd(prepared: Prepared, model: Model) -> int:
-    """The most that the request can cost, output at its ceiling and nothing cached.
+def bound_nanousd(prepared: Prepared) -> int:
+    """The most that the request can cost, output at its ceiling and nothing cached."""
+    if not prepared.units:
+        return _tokens_nanousd(prepared, prepared.prompt_tokens_max, prepared.output_tokens)
+    return _units_nanousd(prepared, prepared.prompt_tokens_max)
 
-    A token of a byte-level BPE is one byte at least, and JSON is no shorter than what it says.
+
+def cost_nanousd(prepared: Prepared, prompt_tokens: int, completion_tokens: int) -> int:
+    """What known usage cost at most; hidden reasoning is among the completion's tokens.
+
+    Images, speeches and files cost what was reserved for them: their tokens have prices of their
+    own, which are above those of text.
     """
-    prompt_tokens_max = (
-        len(prepared.body)
-        + TOKENS_PER_MESSAGE * prepared.message_count
-        + TOKENS_PER_TOOL * prepared.tool_count
-    )
-    return cost_nanousd(prompt_tokens_max, prepared.choices * prepared.output_tokens_max, model)
+    if prepared.units:
+        return _units_nanousd(prepared, prompt_tokens)
+    return _tokens_nanousd(prepared, prompt_tokens, completion_tokens)
 
 
-def cost_nanousd(prompt_tokens: int, completion_tokens: int, model: Model) -> int:
-    """What these tokens cost at most; hidden reasoning is among the completion's."""
+def is_priced(prepared: Prepared) -> bool:
+    """Whether a bound of its cost is known: not for a request older than the first cap."""
+    model = prepared.model
+    if prepared.units:
+        return model.unit_nanousd is not None
+    has_output_price = model.output_nanousd_per_mtok is not None or not prepared.output_tokens
+    return model.input_nanousd_per_mtok is not None and has_output_price
+
+
+def _tokens_nanousd(prepared: Prepared, prompt_tokens: int, completion_tokens: int) -> int:
+    """Without a price for output there must be none: embeddings and moderations."""
+    model = prepared.model
     assert model.input_nanousd_per_mtok is not None, "a paid model without a price"
-    assert model.output_nanousd_per_mtok is not None, "a paid model without a price"
+    output_nanousd_per_mtok = model.output_nanousd_per_mtok
+    if output_nanousd_per_mtok is None:
+        assert not prepared.output_tokens, "a paid model without a price"
+        output_nanousd_per_mtok = 0
     return _up(
-        prompt_tokens * model.input_nanousd_per_mtok
-        + completion_tokens * model.output_nanousd_per_mtok,
+        prompt_tokens * model.input_nanousd_per_mtok + completion_tokens * output_nanousd_per_mtok,
         MTOK,
     )
+
+
+def _units_nanousd(prepared: Prepared, prompt_tokens: int) -> int:
+    """Each at its most, and the prompt if it has a price of its own."""
+    model = prepared.model
+    assert model.unit_nanousd is not None, "a paid model without a price"
+    prompt_nanousd = _up(prompt_tokens * (model.input_nanousd_per_mtok or 0), MTOK)
+    return prompt_nanousd + prepared.units * model.unit_nanousd
 
 
 def _up(amount: int, divisor: int) -> int:

@@ -307,6 +307,13 @@ class Purse:
                 waiter.result.result().release()
             raise
 
+    def reconfigure(self, caps: Caps) -> None:
+        """Keep to these caps from now on; see ``Budget.reconfigure``.
+
+        Those who wait for a lease are decided anew with the next write. Without caps all is paid.
+        """
+        self._budget.reconfigure(caps, self._clock())
+
     def status(self) -> Status:
         """What is left."""
         return self._budget.status(self._clock())

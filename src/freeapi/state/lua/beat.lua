@@ -1,0 +1,30 @@
+-- A gateway lives. It renews itself, ends what dead ones held, as used in full, and hears what is
+-- new of keys' health since the last number that it knows. Returns whether it was known still.
+local REAPED_MAX = 200
+local q = unpack_(ARGV[1])
+local now = time(q.now)
+local alive = ns .. ':alive'
+local is_known = call('HGET', ns .. ':nodes', q.node) == tostring(q.epoch)
+if is_known then call('ZADD', alive, now + q.alive_s, q.node) end
+
+local dead = call('ZRANGEBYSCORE', alive, '-inf', now, 'LIMIT', 0, 1)[1]
+if dead then
+  call('HDEL', ns .. ':nodes', dead)
+  local tickets = call('HRANDFIELD', tickets_key(dead), REAPED_MAX)
+  for _, ticket in ipairs(tickets) do finish(dead, ticket, false, false, false, false, now) end
+  if #tickets < REAPED_MAX then call('ZREM', alive, dead) end
+end
+
+local news, latest = {}, q.seen
+local since = call('ZRANGEBYSCORE', ns .. ':news', '(' .. q.seen, '+inf', 'WITHSCORES')
+for i = 1, #since, 2 do
+  local report = call('HGET', ns .. ':health', since[i])
+  latest = tonumber(since[i + 1])
+  if report then
+    local h = unpack_(report)
+    if h.node ~= q.node then
+      news[#news + 1] = {h.key, h.model, h.state, max(h.until_s - now, 0)}
+    end
+  end
+end
+return pack({is_known, latest, news})

@@ -1,0 +1,237 @@
+"""The money of several gateways under one set of caps: each spends from slices that it leases.
+
+``SharedPurse`` does for several gateways what ``ledger.Purse`` does for one, with the same
+``reserve``, ``status``, ``reconfigure`` and ``close``; a request costs no round trip while its slice
+lasts.
+
+What this is not: how much to lease is ``valkey_slices``, where it is kept ``valkey_leases``; a
+caller's share of the day is decided with its limits (``valkey_limits``).
+
+Invariants:
+- In each gateway what is used <= what is leased in memory <= what is leased in the store and synced.
+- A refused request has taken nothing. Requests that wait are served in their order, but for those
+  for which there is no money.
+- One order is under way at a time; while none gets through, only what is leased may be spent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, NamedTuple
+
+from freeapi.errors import FreeApiError, LedgerUnavailable, ShuttingDown
+from freeapi.policy.budget import ALL, Caps, Status
+from freeapi.state.valkey import StoreUnavailable
+from freeapi.state.valkey_leases import RETRY_S, Leases
+from freeapi.state.valkey_slices import SLICES_PER_CAP, Account, SharedReservation, end_of
+
+
+class _Waiter(NamedTuple):
+    upstream: str
+    amount_nanousd: int
+    result: asyncio.Future[SharedReservation]
+
+
+class SharedPurse:
+    """The caps of all gateways, as this one may spend from them. For one event loop."""
+
+    def __init__(
+        self,
+        caps: Caps,
+        leases: Leases,
+        clock: Callable[[], float],
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``clock``: seconds since 1970. ``report`` hears ``ok`` or ``unavailable``."""
+        self._caps = caps
+        self._leases = leases
+        self._clock = clock
+        self._report = report
+        self._loop = asyncio.get_running_loop()
+        self._waiters: deque[_Waiter] = deque()
+        self._writing: asyncio.Task[None] | None = None
+        self._has_failed = False
+        self._is_closed = False
+        self._is_due = False
+        self._accounts: tuple[Account, ...] = ()
+        self._rolls_at_s = 0.0
+        self._roll(clock())
+
+    async def reserve(self, upstream: str, caller: bytes, amount_nanousd: int) -> SharedReservation:
+        """Take a request's worst case; waits only while too little is leased.
+
+        Raises BudgetExhausted, BudgetBusy, LedgerUnavailable, ShuttingDown: nothing was taken.
+        """
+        assert amount_nanousd >= 0
+        if amount_nanousd == 0:
+            return SharedReservation((), 0, self.order_soon)
+        if not self._waiters:
+            reservation = self._reserve(upstream, amount_nanousd)
+            if reservation is not None:
+                return reservation
+        if self._is_closed:
+            raise ShuttingDown
+        if self._has_failed:
+            raise LedgerUnavailable(retry_after_s=RETRY_S)
+        waiter = _Waiter(upstream, amount_nanousd, self._loop.create_future())
+        self._waiters.append(waiter)
+        self.order_soon()
+        try:
+            return await waiter.result
+        except asyncio.CancelledError:
+            # Served in the very tick in which its caller went.
+            if not waiter.result.cancelled() and waiter.result.exception() is None:
+                waiter.result.result().release()
+            raise
+
+    def reconfigure(self, caps: Caps) -> None:
+        """Other caps from now on; what was spent today and this month stays."""
+        self._caps = caps
+        self._roll(self._clock())
+        self.order_soon()
+
+    def status(self) -> Status:
+        """What is left, as of this gateway's last order."""
+        self._roll_if_due()
+        left = {one: max(0, one.cap - one.others - one.used) for one in self._accounts}
+        shared = [one for one in self._accounts if one.scope == ALL]
+        least = min(shared, key=left.__getitem__, default=None)
+        return Status(
+            left_today_nanousd=None if least is None else left[least],
+            resets_at_s=int(self._rolls_at_s if least is None else end_of(least.period)),
+            upstream_left_nanousd={
+                one.scope.partition(":")[2]: left[one] for one in self._accounts if one.scope != ALL
+            },
+        )
+
+    async def close(self) -> None:
+        """Give back what isn't used. Reservations that are open still count as spent."""
+        self._is_closed = True
+        self._fail_waiters(ShuttingDown)
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+        orders = [one.order(is_last=True) for one in self._accounts]
+        try:
+            await self._leases.write([order for order in orders if order is not None])
+        except StoreUnavailable:
+            self._report("unavailable")  # forfeited, and no more
+
+    def order_soon(self) -> None:
+        """A lease should grow or shrink; told amid decisions, so after them."""
+        self._is_due = True
+        if self._writing is None and not self._is_closed:
+            self._writing = self._loop.create_task(self._order(), name="purse")
+
+    async def _order(self) -> None:
+        """Write what is due, until nothing is."""
+        try:
+            while self._is_due and not self._is_closed:
+                self._is_due = False
+                self._roll_if_due()
+                await self._order_once()
+        finally:
+            self._writing = None
+
+    async def _order_once(self) -> None:
+        self._count_wanted()
+        orders = ((one, one.order(is_probe=self._has_failed)) for one in self._accounts)
+        made = [(one, order) for one, order in orders if order is not None]
+        if not made:
+            self._serve()
+            return
+        try:
+            answers = await self._leases.write([order for _, order in made])
+        except StoreUnavailable:
+            self._tell(has_failed=True)
+            self._fail_waiters(partial(LedgerUnavailable, retry_after_s=RETRY_S))
+            await asyncio.sleep(RETRY_S)
+            self._is_due = True
+            return
+        self._tell(has_failed=False)
+        now_s = self._loop.time()
+        for (account, order), leased in zip(made, answers, strict=True):
+            account.take_over(order, leased, now_s)
+        self._serve()
+
+    def _count_wanted(self) -> None:
+        for account in self._accounts:
+            account.wanted = 0
+        for waiter in self._waiters:
+            for account in self._accounts_of(waiter.upstream):
+                account.wanted += waiter.amount_nanousd
+
+    def _serve(self) -> None:
+        """Let those that waited reserve, or refuse them; those who came meanwhile wait on."""
+        waiters, self._waiters = self._waiters, deque()
+        for waiter in waiters:
+            if waiter.result.done():
+                continue
+            try:
+                reservation = self._reserve(waiter.upstream, waiter.amount_nanousd)
+            except FreeApiError as error:
+                waiter.result.set_exception(error)
+                continue
+            if reservation is None:
+                self._waiters.append(waiter)
+                self._is_due = True
+            else:
+                waiter.result.set_result(reservation)
+
+    def _reserve(self, upstream: str, amount: int) -> SharedReservation | None:
+        """None: too little is leased, and the store may have more. Raises the refusals."""
+        self._roll_if_due()
+        accounts = self._accounts_of(upstream)
+        now_s = self._loop.time()
+        for account in accounts:
+            if account.is_short(amount, now_s) or amount > account.cap:
+                raise account.refusal(amount, self._clock())
+        if any(account.left < amount for account in accounts):
+            return None
+        return SharedReservation(accounts, amount, self.order_soon)
+
+    def _accounts_of(self, upstream: str) -> tuple[Account, ...]:
+        scope = f"upstream:{upstream}"
+        return tuple(one for one in self._accounts if one.scope in (ALL, scope))
+
+    def _roll_if_due(self) -> None:
+        if self._clock() >= self._rolls_at_s:
+            self._roll(self._clock())
+
+    def _roll(self, utc_s: float) -> None:
+        """Begin the day of ``utc_s``, or a day with other caps."""
+        day = f"{datetime.fromtimestamp(utc_s, UTC):%Y-%m-%d}"
+        self._rolls_at_s = end_of(day)
+        caps = self._caps
+        wanted = [(ALL, day, caps.daily_nanousd), (ALL, day[:7], caps.monthly_nanousd)]
+        upstreams = sorted(caps.upstream_daily_nanousd.items())
+        wanted += [(f"upstream:{name}", day, cap) for name, cap in upstreams]
+        smallest = min((cap for _, _, cap in wanted[:2] if cap is not None), default=None)
+        known = {(one.scope, one.period): one for one in self._accounts}
+        accounts = []
+        for scope, period, cap in wanted:
+            if cap is None:
+                continue
+            slice_max = min(cap, cap if smallest is None else smallest) // SLICES_PER_CAP
+            account = known.get((scope, period)) or Account(scope, period, cap, slice_max)
+            account.cap_at(cap, slice_max)
+            accounts.append(account)
+        self._accounts = tuple(accounts)
+
+    def _tell(self, *, has_failed: bool) -> None:
+        if has_failed is not self._has_failed:
+            self._has_failed = has_failed
+            self._report("unavailable" if has_failed else "ok")
+
+    def _fail_waiters(self, error: Callable[[], FreeApiError]) -> None:
+        waiters, self._waiters = self._waiters, deque()
+        for waiter in waiters:
+            if not waiter.result.done():
+                waiter.result.set_exception(error())
+
+    def __repr__(self) -> str:
+        sums: list[Any] = [(one.scope, one.period, one.used, one.leased) for one in self._accounts]
+        return f"<SharedPurse {sums} waiting={len(self._waiters)}>"

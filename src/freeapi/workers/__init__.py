@@ -1,0 +1,1 @@
+"""Several processes on one port: a supervisor that serves nobody, and its workers."""
