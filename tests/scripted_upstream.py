@@ -251,11 +251,31 @@ class Connection(asyncio.Protocol):
         first, *lines = self._received[: end - 4].decode("latin-1").split("\r\n")
         method, target, _version = first.split(" ")
         headers = tuple((k, v.strip()) for k, _, v in (line.partition(":") for line in lines))
-        length = next((int(v) for k, v in headers if k.lower() == "content-length"), 0)
-        await self._wait_for_bytes(lambda: len(self._received) >= end + length)
-        body = bytes(self._received[end : end + length])
-        del self._received[: end + length]
+        del self._received[:end]
+        fields = {k.lower(): v for k, v in headers}
+        if self._upstream.hears_out and fields.get("transfer-encoding") == "chunked":
+            body = await self._read_chunks()
+        else:
+            body = await self._take(int(fields.get("content-length", 0)))
         return Request(method, target, headers, body, self._number)
+
+    async def _read_chunks(self) -> bytes:
+        """A body in HTTP's chunked coding, as forms come."""
+        pieces = []
+        while True:
+            line_bytes = await self._wait_for_bytes(lambda: self._received.find(b"\r\n") + 1) + 1
+            size_bytes = int(await self._take(line_bytes), 16)
+            piece = await self._take(size_bytes + 2)
+            if not size_bytes:
+                return b"".join(pieces)
+            pieces.append(piece[:-2])
+            self._upstream.received(size_bytes)
+
+    async def _take(self, size_bytes: int) -> bytes:
+        await self._wait_for_bytes(lambda: len(self._received) >= size_bytes)
+        taken = bytes(self._received[:size_bytes])
+        del self._received[:size_bytes]
+        return taken
 
     async def _wait_for_bytes(self, satisfied: Callable[[], int]) -> int:
         while not (result := satisfied()):
@@ -274,6 +294,10 @@ class ScriptedUpstream:
         self.script: Callable[[Request], Script] = echo
         self.exchanges: list[Exchange] = []
         self.connections: list[Connection] = []
+        #: False: a form is answered when its head is there, and the rest of it isn't read.
+        self.hears_out = True
+        #: Of all forms, complete or not.
+        self.form_bytes = 0
         self._news = asyncio.Event()
 
     async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
@@ -317,6 +341,15 @@ class ScriptedUpstream:
         self.exchanges.append(exchange)
         self._news.set()
         return self.script(exchange.request)
+
+    def received(self, size_bytes: int) -> None:
+        """Count what has come of forms."""
+        self.form_bytes += size_bytes
+        self._news.set()
+
+    async def has_received(self, size_bytes: int) -> None:
+        """Wait for so many bytes of forms."""
+        await self._until(lambda: self.form_bytes >= size_bytes)
 
     async def exchange(self, number: int = 0) -> Exchange:
         """The exchange with this number, once its request has arrived."""

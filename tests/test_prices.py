@@ -159,6 +159,13 @@ def test_a_model_of_many_endpoints_needs_all_their_prices() -> None:
     assert prices_of(config) == {"gpt-4o-mini": (150_000_000, 600_000_000)}
 
 
+def test_prices_of_tokens_bound_what_a_unit_may_cost() -> None:
+    """Without unit_usd, one image or file is reserved at more tokens than any takes."""
+    toml = served("['images']", "input_usd_per_mtok = 5\noutput_usd_per_mtok = 40")
+    (model,) = prices.priced(read(PAID, toml)).models
+    assert model.unit_nanousd == prices.TOKENS_PER_UNIT * 45_000
+
+
 def test_free_upstreams_need_no_price_of_anything() -> None:
     """A local server may speak and paint without a price."""
     toml = UPSTREAMS + served("['images', 'speech', 'embeddings', 'chat']", "upstreams = ['gpu']")

@@ -21,7 +21,7 @@ import msgspec
 from dotenv import dotenv_values
 
 from freeapi import __version__
-from freeapi.commands import audit
+from freeapi.commands import audit, doctor
 from freeapi.config import Config, ConfigError, config_path, load
 from freeapi.hardening import HardeningRefused, harden
 from freeapi.journal import Journal
@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     sources = Sources()
     read = functools.partial(_read_config, arguments, sources)
+    if arguments.command == "doctor":
+        return doctor.run(
+            read, lambda: sources.paths, as_json=arguments.json, offline=arguments.offline
+        )
     try:
         if arguments.command == "serve":
             harden()
@@ -101,8 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", help="port to listen on, 0 for any free one (PORT)")
     show = commands.add_parser("config", help="show the effective configuration, without secrets")
     check = commands.add_parser("audit", help="prove on this machine that callers stay private")
-    check.add_argument("--json", action="store_true", help="print the result for machines")
-    for command in (serve, show, check):
+    look = commands.add_parser("doctor", help="check this instance, and say what to do")
+    look.add_argument("--offline", action="store_true", help="ask no upstream and no shared state")
+    for command in (check, look):
+        command.add_argument("--json", action="store_true", help="print the result for machines")
+    for command in (serve, show, check, look):
         command.add_argument("--config", help="path of freeapi.toml (FREEAPI_CONFIG)")
     commands.add_parser("version", help="show the version")
     return parser

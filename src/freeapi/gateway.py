@@ -158,6 +158,10 @@ class Gateway:
             self._journal.event("restart_needed", setting=name)
         self._replace(config, local, upstreams, tokens)
 
+    def count_reload(self, is_ok: bool) -> None:
+        """For the metrics: one was taken over, or refused."""
+        self._metrics.reloaded(is_ok=is_ok)
+
     def _replace(
         self,
         config: Config,

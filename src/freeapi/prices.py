@@ -6,8 +6,9 @@ the package at start, because importing that takes half a second and brings pyda
 client into a process that holds keys.
 
 Plan: what a model needs follows from its endpoints: prices of tokens for those that are billed by
-tokens, of input alone where there is no output, and a price of a unit for images and sound. What
-the operator gave stays; tokens' prices are looked up; what is missing then is a problem.
+tokens, of input alone where there is no output, and a price of a unit for images and sound (or a
+bound by tokens). What the operator gave stays; prices of text are looked up; what is missing then
+is a problem.
 
 What this is not: no download, and no guess: a paid model without a known price stops the start.
 """
@@ -21,8 +22,8 @@ from typing import Final, Literal
 import msgspec
 
 from freeapi.config import Config, ConfigError
-from freeapi.policy.models import Endpoint, Model
-from freeapi.policy.prices import Price, PriceTable, dearer, parse_table
+from freeapi.policy.models import UNIT_ENDPOINTS, Endpoint, Model
+from freeapi.policy.prices import MTOK, Price, PriceTable, dearer, parse_table
 from freeapi.providers import Upstream
 from freeapi.reading import Problem, quote
 
@@ -44,6 +45,10 @@ NEEDED: Final[Mapping[Endpoint, frozenset[Field]]] = {
     "transcriptions": frozenset({UNIT}),
     "translations": frozenset({UNIT}),
 }
+
+#: No image, speech or audio file takes more tokens, be it in or out: 25 minutes of sound are 15,000
+#: tokens, an image of the best quality 6,240. Source: OpenAI, model pages and "Pricing".
+TOKENS_PER_UNIT: Final = 16_384
 
 
 def priced(config: Config) -> Config:
@@ -77,13 +82,18 @@ def _paid(config: Config, model: Model) -> list[Upstream]:
 
 def _missing(model: Model) -> set[Field]:
     """The prices that it needs and hasn't."""
-    needed = {field for endpoint in model.endpoints for field in NEEDED[endpoint]}
-    return {field for field in needed if getattr(model, field) is None}
+    return {field for field in _needs(model) if getattr(model, field) is None}
+
+
+def _needs(model: Model) -> set[Field]:
+    return {field for endpoint in model.endpoints for field in NEEDED[endpoint]}
 
 
 def _with_prices(table: PriceTable, upstreams: list[Upstream], model: Model) -> Model:
     """The model with those of the missing prices that are known."""
     missing = _missing(model)
+    if UNIT_ENDPOINTS.issuperset(model.endpoints):
+        return _with_unit_price(model)
     if INPUT in missing and _is_free(upstreams, model):
         return msgspec.structs.replace(model, input_nanousd_per_mtok=0)
     known = _find(table, upstreams, model) if missing & {INPUT, OUTPUT} else None
@@ -92,6 +102,18 @@ def _with_prices(table: PriceTable, upstreams: list[Upstream], model: Model) -> 
     # In the table an output price of 0 is none: that of an embedding model.
     found = {INPUT: known.input_nanousd_per_mtok, OUTPUT: known.output_nanousd_per_mtok or None}
     return msgspec.structs.replace(model, **{field: found[field] for field in missing - {UNIT}})
+
+
+def _with_unit_price(model: Model) -> Model:
+    """With a bound from the prices of tokens, if the operator gave them.
+
+    The table has those of text, which those of images and sound are above: it isn't asked.
+    """
+    prices = (model.input_nanousd_per_mtok, model.output_nanousd_per_mtok)
+    if model.unit_nanousd is not None or None in prices:
+        return model
+    unit_nanousd = -(-TOKENS_PER_UNIT * sum(price or 0 for price in prices) // MTOK)
+    return msgspec.structs.replace(model, unit_nanousd=unit_nanousd)
 
 
 def _is_free(upstreams: list[Upstream], model: Model) -> bool:
@@ -126,7 +148,8 @@ def _problems(model: Model) -> list[Problem]:
             Problem(
                 place,
                 f"no bound on what {by_unit} may cost",
-                "unit_usd here, the most that one may cost, or free = true on its upstreams",
+                "unit_usd here, the most that one may cost, or both prices of tokens, "
+                "or free = true on its upstreams",
             )
         )
     return problems

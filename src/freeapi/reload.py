@@ -78,6 +78,11 @@ class Sources:
         self._seen[path] = _stamp(path)
         return Path(path).read_bytes()
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the files that were read, or asked for."""
+        return tuple(self._seen)
+
     def look(self) -> tuple[object, ...] | None:
         """How the files are now, to be compared with a later look; None: as when they were read."""
         now = {path: _stamp(path) for path in self._seen}
@@ -103,16 +108,19 @@ class Reloader:
         journal: Journal,
         asked: asyncio.Event,
         *,
+        told: Callable[[bool], None] = lambda is_ok: None,
         poll_s: float = POLL_S,
     ) -> None:
         """``read`` makes a configuration of the sources, or raises ConfigError.
 
         ``apply`` takes it over whole, or raises LocalModelError or LedgerError and changes nothing.
         ``asked``, when it is set, means to reload at once, whether anything has changed or not.
+        ``told`` hears of each reload whether it was taken over.
         """
         self._sources = sources
         self._read = read
         self._apply = apply
+        self._told = told
         self._journal = journal
         self._poll_s = poll_s
         self._asked = asked
@@ -150,7 +158,9 @@ class Reloader:
             problems = len(error.problems) if isinstance(error, ConfigError) else 1
             await _say(f"freeapi goes on with its old configuration. {error}\n")
             self._journal.event("reload_refused", problems=problems)
+            self._told(False)
             return
+        self._told(True)
         await _say("".join(f"warning: {warning}\n" for warning in config.warnings))
         self._journal.event(
             "reloaded",

@@ -66,7 +66,9 @@ async def _serve(
         print(banner(config, host, port), flush=True)
         ready_ms = round((time.monotonic() - start_s) * 1_000)
         journal.event("ready", host=host, port=port, duration_ms=ready_ms)
-        reloader = Reloader(sources, read, gateway.reload, journal, asked)
+        reloader = Reloader(
+            sources, read, gateway.reload, journal, asked, told=gateway.count_reload
+        )
         reloading = loop.create_task(reloader.run(), name="reload")
         await stop.wait()
         reloading.cancel()

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 #: What the image has of its own; all else that starts with a slash is the system's.
 _OWN_PATHS = ("/build", "/data", "/etc/freeapi", "/opt")
+_IS_PIPS = re.compile(r"HOME$|PIP_|https?_proxy$|REQUESTS_CA_BUNDLE$|SSL_CERT_", re.IGNORECASE)
 _FLAG = re.compile(r"--([a-z-]+)=(\S+)\s+")
 
 
@@ -81,7 +82,7 @@ class Image:
     """What a Dockerfile makes of a source tree, below ``root``."""
 
     def __init__(self, source: Path, root: Path) -> None:
-        """Do all steps; raises CalledProcessError where one fails."""
+        """Do all steps; raises AssertionError where one fails."""
         self.source = source
         self.root = root
         self.settings: dict[str, str] = {}
@@ -177,13 +178,17 @@ class Image:
         for name, value in me.items():
             words = [word.replace(f"={name}", f"={value}") for word in words]
         program = sys.executable if words[0] == "python" else self.path(words[0])
-        subprocess.run(
+        # Where packages come from, on this machine, is said by its home or by variables of pip's.
+        here = {name: value for name, value in os.environ.items() if _IS_PIPS.match(name)}
+        done = subprocess.run(
             [program, *map(self.path, words[1:])],
             cwd=self.workdir,
-            env={**os.environ, **self.environment({"HOME": os.environ.get("HOME", "/")})},
-            check=True,
+            env=self.environment(here),
             capture_output=True,
+            text=True,
+            check=False,
         )
+        assert done.returncode == 0, f"{step.text}:\n{done.stdout}{done.stderr}"
 
     def _copy(self, step: Instruction) -> None:
         *sources, target = step.text.split()

@@ -106,9 +106,12 @@ def test_bound_of_pieces_is_their_most_and_the_prompts(output_price: int | None)
 
 
 def test_pieces_cost_their_tokens_where_those_have_prices() -> None:
-    """With both prices known usage tells the cost, else each piece costs its most."""
+    """Prices that can't be those of text tell the cost; else each piece costs its most."""
     pieces = {"units": 2, "output_tokens": 0}
-    by_tokens = prepared(1_000_000, 2_000_000, 7_000, **pieces)
+    mixed = prepared(1_000_000, 2_000_000, 7_000, **pieces)
+    assert cost_nanousd(mixed, 100, 1_000) == 14_100
+    painter = msgspec.structs.replace(mixed.model, endpoints=("images",))
+    by_tokens = msgspec.structs.replace(mixed, model=painter)
     assert cost_nanousd(by_tokens, 100, 1_000) == 100 + 2_000
     assert cost_nanousd(prepared(None, None, 7_000, **pieces), 100, 1_000) == 14_000
     assert cost_nanousd(prepared(1_000_000, None, 7_000, **pieces), 100, 1_000) == 14_100

@@ -45,6 +45,8 @@ PATHS: Final[Mapping[Endpoint, str]] = {
     "transcriptions": "/audio/transcriptions",
     "translations": "/audio/translations",
 }
+#: Whose cost tokens of text don't tell.
+UNIT_ENDPOINTS: Final = frozenset[Endpoint](["images", "speech", "transcriptions", "translations"])
 #: The field in which an upstream obeys a ceiling on output tokens; it may ignore the other one.
 OutputField = Literal["max_tokens", "max_completion_tokens"]
 

@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 
 from freeapi.policy.draft import Prepared
+from freeapi.policy.models import UNIT_ENDPOINTS
 
 #: Tokens for which prices are given.
 MTOK: Final = 1_000_000
@@ -98,10 +99,12 @@ def bound_nanousd(prepared: Prepared) -> int:
 def cost_nanousd(prepared: Prepared, prompt_tokens: int, completion_tokens: int) -> int:
     """What known usage cost at most; hidden reasoning is among the completion's tokens.
 
-    Images, speeches and files cost what was reserved for them: their tokens have prices of their
-    own, which are above those of text.
+    Images, speeches and files cost what was reserved for them, unless the model has prices of
+    tokens that can only be meant for them.
     """
-    if prepared.units:
+    model = prepared.model
+    prices = (model.input_nanousd_per_mtok, model.output_nanousd_per_mtok)
+    if prepared.units and (None in prices or not UNIT_ENDPOINTS.issuperset(model.endpoints)):
         return _units_nanousd(prepared, prompt_tokens)
     return _tokens_nanousd(prepared, prompt_tokens, completion_tokens)
 
