@@ -11,12 +11,13 @@ All of them have prices, and the instance a cap that no test comes near.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from freeapi.policy.models import PATHS, Endpoint
 from tests import answers
 from tests.answers import DONE, answer
-from tests.gateway import Gateway
+from tests.gateway import POOL_KEY, Gateway
 from tests.money import cap
 from tests.scripted_upstream import Request, Script, send, stream
 
@@ -221,8 +222,7 @@ def form_of(request: Request) -> SeenForm:
     return SeenForm(fields, file_name, file_type, file)
 
 
-def start_all(home: Any, port: int, **settings: str) -> Gateway:
+def start_all(home: Path, port: int, **settings: str) -> Gateway:
     """A gateway with every endpoint, in front of the upstream at this port."""
-    upstream = {"OPENAI_API_KEYS": "sk-test-canary-pool-key-0001"}
-    upstream["OPENAI_BASE_URL"] = f"http://127.0.0.1:{port}/v1"
+    upstream = {"OPENAI_API_KEYS": POOL_KEY, "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1"}
     return Gateway(home, {**upstream, **SETTINGS, **settings}, CONFIG)

@@ -240,6 +240,8 @@ class Connection(asyncio.Protocol):
                 exchange = Exchange(await self._read_request(), self)
                 for step in self._upstream.asked(exchange):
                     await step(exchange)
+                if not self._upstream.hears_out:
+                    return  # what comes next is no request
         except PeerGone:
             return
         finally:

@@ -93,6 +93,19 @@ def test_config_shows_the_way_to_each_upstream(
     assert "word" not in line
 
 
+def test_user_without_a_home_needs_a_folder_only_for_money(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's user may have no home: fine where nothing is written, else told what to set."""
+    monkeypatch.delenv("FREEAPI_DATA_DIR")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # whom no machine knows
+    assert main(["config"]) == 0
+    monkeypatch.setenv("OPENAI_API_KEYS", KEY)
+    assert main(["config"]) == 2
+    assert "FREEAPI_DATA_DIR" in capsys.readouterr().err
+
+
 def test_file_may_be_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     """``--config`` names the file; one that isn't there is a problem, not a default."""
     Path("other.toml").write_text("[timeouts]\nidle_s = 7\n")

@@ -12,6 +12,7 @@ import argparse
 import functools
 import io
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -35,13 +36,21 @@ from freeapi.serve import run
 from freeapi.showing import render
 from freeapi.state.ledger import LedgerError, read_grants
 from freeapi.upstreams import caps
+from freeapi.workers.link import hear_orders
+from freeapi.workers.supervisor import supervise
+from freeapi.workers.worker import Post
 
 DEFAULT_FILE = "freeapi.toml"
+#: More than the largest machines have processors.
+_WORKERS_MAX = 512
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``freeapi`` with ``argv`` (default: the process's)."""
     arguments = _parser().parse_args(argv)
+    if arguments.command == "serve" and arguments.worker is not None:
+        end = socket.socket(fileno=arguments.worker)
+        arguments.post = Post(end, hear_orders(end))
     if arguments.command == "version":
         print(f"freeapi {__version__}")
         return 0
@@ -56,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             harden()
         config = read()
     except HardeningRefused as error:
-        print(f"freeapi can't start: {error}", file=sys.stderr)
+        advice = "A sandbox around it (seccomp) forbids that: let it call prctl."
+        print(f"freeapi can't start: {error}. {advice}", file=sys.stderr)
         return 1
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -71,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     journal = Journal(sys.stderr, config.log, time.time)
     journal.capture_libraries()
     journal.capture_exceptions()
-    return run(config, journal, sources, read)
+    if arguments.workers > 1:
+        return supervise(config, journal, sources, read, _flags(arguments), arguments.workers)
+    return run(config, journal, sources, read, arguments.post)
 
 
 def _spending(config: Config) -> str:
@@ -103,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="answer callers until told to stop")
     serve.add_argument("--host", help="address to listen on (HOST)")
     serve.add_argument("--port", help="port to listen on, 0 for any free one (PORT)")
+    serve.add_argument(
+        "--workers", type=_count, default=1, help="processes that share the port (default: 1)"
+    )
+    serve.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    serve.set_defaults(post=None)
     show = commands.add_parser("config", help="show the effective configuration, without secrets")
     check = commands.add_parser("audit", help="prove on this machine that callers stay private")
     look = commands.add_parser("doctor", help="check this instance, and say what to do")
@@ -118,8 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 def _read_config(arguments: argparse.Namespace, sources: Sources) -> Config:
     """Raises ConfigError; nothing else that an operator can cause. At each reload, in a thread."""
     sources.forget()
-    given = {"HOST": "host", "PORT": "port", "FREEAPI_CONFIG": "config"}
-    flags = {name: value for name, key in given.items() if (value := getattr(arguments, key, None))}
+    flags = _flags(arguments)
     dotenv = _dotenv(sources)
     path = flags.get("FREEAPI_CONFIG") or config_path(os.environ, dotenv)
     config = load(
@@ -134,6 +150,9 @@ def _read_config(arguments: argparse.Namespace, sources: Sources) -> Config:
         config = priced(config)
     page = msgspec.structs.replace(config.page, image=_image(config.page.sponsor_image, sources))
     data_dir = config.data_dir or _state_dir()
+    if data_dir is None and caps(config) is not None:
+        found = "nothing, and this user has no home directory"
+        raise ConfigError([Problem("FREEAPI_DATA_DIR", found, "a folder for the spend ledger")])
     return msgspec.structs.replace(config, data_dir=data_dir, page=page)
 
 
@@ -151,10 +170,32 @@ def _image(path: str | None, sources: Sources) -> bytes:
     return image
 
 
-def _state_dir() -> str:
-    """The user's state directory. Source: XDG Base Directory Specification."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return str(Path(base) / "freeapi")
+def _flags(arguments: argparse.Namespace) -> dict[str, str]:
+    """Settings of the command line, or those that a worker has from its supervisor."""
+    post = getattr(arguments, "post", None)
+    if post is not None:
+        return dict(post.orders.flags)
+    given = {"HOST": "host", "PORT": "port", "FREEAPI_CONFIG": "config"}
+    return {name: value for name, key in given.items() if (value := getattr(arguments, key, None))}
+
+
+def _count(text: str) -> int:
+    """Raises ValueError, which argparse words."""
+    if not 1 <= int(text) <= _WORKERS_MAX:
+        raise ValueError
+    return int(text)
+
+
+def _state_dir() -> str | None:
+    """The user's state directory; None for a user without a home, as containers have them.
+
+    Source: XDG Base Directory Specification.
+    """
+    base = os.environ.get("XDG_STATE_HOME")
+    try:
+        return str(Path(base or Path.home() / ".local" / "state") / "freeapi")
+    except RuntimeError:
+        return None
 
 
 def _dotenv(sources: Sources) -> dict[str, str | None]:

@@ -19,6 +19,7 @@ class Delivery:
     __slots__ = (
         "answered_s",
         "caller",
+        "cost_nanousd",
         "final_s",
         "form",
         "headers",
@@ -59,6 +60,8 @@ class Delivery:
         self.tried: list[Key] = []
         #: How many of the tries the upstream may bill without our knowing how much.
         self.unknown = 0
+        #: What all tries have cost, as far as it was counted.
+        self.cost_nanousd = 0
         #: A kept-alive connection died under it; it is sent once more, over a new one.
         self.was_stale = False
         #: The upstream of the last try.

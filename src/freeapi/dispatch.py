@@ -46,6 +46,8 @@ from freeapi.policy.prices import cost_nanousd as cost_of
 from freeapi.providers import LOCAL
 from freeapi.routes import JSON
 from freeapi.state.ledger import Purse
+from freeapi.state.valkey_purse import SharedPurse
+from freeapi.state.valkey_slices import SharedReservation
 from freeapi.upstreams import STAND_IN_FOR, Account, Upstreams
 
 #: One request and two more (DESIGN section 5, "Retry"), as many as OpenAI's SDKs make.
@@ -74,7 +76,7 @@ class Dispatcher:
         self,
         keys: KeyPool,
         upstreams: Upstreams,
-        purse: Purse | None,
+        purse: Purse | SharedPurse | None,
         *,
         has_stand_in: bool,
         now: Callable[[], float],
@@ -111,7 +113,9 @@ class Dispatcher:
             lease = self._lease(delivery, failure)
         raise ClientGone
 
-    def reconfigure(self, upstreams: Upstreams, purse: Purse | None, *, has_stand_in: bool) -> None:
+    def reconfigure(
+        self, upstreams: Upstreams, purse: Purse | SharedPurse | None, *, has_stand_in: bool
+    ) -> None:
         """Use these from now on; deliveries under way go on with what they have."""
         self._upstreams = upstreams
         self._purse = purse
@@ -173,7 +177,7 @@ class Dispatcher:
 
         Raises BudgetExhausted and the like, with nothing sent.
         """
-        reservation = None
+        reservation: Reservation | SharedReservation | None = None
         if self._purse is not None:
             amount_nanousd = 0
             if lease.key.upstream not in self._upstreams.free:
@@ -190,7 +194,9 @@ class Dispatcher:
             if reservation is not None:
                 self._settle(delivery, reservation, is_unknown=delivery.unknown > unknown)
 
-    def _settle(self, delivery: Delivery, reservation: Reservation, *, is_unknown: bool) -> None:
+    def _settle(
+        self, delivery: Delivery, reservation: Reservation | SharedReservation, *, is_unknown: bool
+    ) -> None:
         """What it cost in place of what was reserved; what nobody knows stays reserved for good."""
         usage = delivery.usage
         cost_nanousd: int | None = None
@@ -201,6 +207,7 @@ class Dispatcher:
                     delivery.prepared, usage.prompt_tokens, usage.completion_tokens
                 )
         spent_nanousd = reservation.amount_nanousd if cost_nanousd is None else cost_nanousd
+        delivery.cost_nanousd += spent_nanousd
         self._metrics.spent(delivery.upstream, spent_nanousd)
         over_nanousd = reservation.settle(cost_nanousd)
         if over_nanousd:

@@ -9,10 +9,36 @@ after that no child process is left.
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from freeapi.config import Config
 from freeapi.journal import Journal
 from freeapi.local import LocalModel
+
+
+class Model(Protocol):
+    """A running one, as far as requests go."""
+
+    @property
+    def socket_path(self) -> str:
+        """Where it listens."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+
+
+class Models(Protocol):
+    """Who has it: this process, or its supervisor."""
+
+    async def wanted(self, config: Config) -> Model | None:
+        """A running one, where the configuration wants it. Raises LocalModelError."""
+
+    def dismiss(self, after_s: float) -> None:
+        """No request will need it that isn't over after so long."""
+
+    async def close(self) -> None:
+        """End all."""
 
 
 class Embedded:

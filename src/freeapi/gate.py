@@ -16,9 +16,12 @@ from freeapi.errors import InvalidToken
 from freeapi.http.wire import Request
 from freeapi.journal import Journal
 from freeapi.policy.callers import CallerId, Callers, SharedTagWatch, TokenTable
+from freeapi.policy.fairness import token_cost
 from freeapi.policy.limits import DAY_S, Admission, CallerLimits, Limits, ModelBucket
 from freeapi.policy.models import ANY_MODEL, Model
 from freeapi.policy.payload import Prepared
+from freeapi.state.valkey_limits import SharedLimits
+from freeapi.state.valkey_questions import Ask
 
 _SECRET_BYTES: Final = 32
 
@@ -49,11 +52,15 @@ class Gate:
         models: Iterable[Model],
         now: Callable[[], float],
         journal: Journal,
+        shared: SharedLimits | None = None,
+        secret: Callable[[], bytes],
     ) -> None:
-        """``limits`` are every anonymous caller's; ``now`` gives monotonic seconds."""
-        self._callers = Callers(
-            lambda: secrets.token_bytes(_SECRET_BYTES), parse_address, proxy_hops, tokens
-        )
+        """``limits`` are every anonymous caller's; ``now`` gives monotonic seconds.
+
+        ``shared``: who counts, where several gateways do it together; ``secret`` is then theirs.
+        """
+        self._callers = Callers(secret, parse_address, proxy_hops, tokens)
+        self._shared = shared
         self._limits = Limits()
         self._buckets: dict[str, ModelBucket] = {}
         #: Of models that are no longer there: for requests that wait, and for their return.
@@ -131,12 +138,37 @@ class Gate:
                 return bucket
         raise AssertionError(f"a request for a model that never was: {model}")
 
-    def count(self, visitor: Visitor) -> None:
+    def ask(
+        self,
+        visitor: Visitor,
+        prepared: Prepared,
+        amount_nanousd: int,
+        share_nanousd: int | None,
+    ) -> Ask:
+        """The same as a question to the shared store, where models have the operator's names."""
+        name = prepared.model.name
+        bucket = self._buckets.get(name)
+        return Ask(
+            visitor.caller,
+            visitor.limits,
+            ANY_MODEL if bucket is None else name,
+            (bucket or self._rare_bucket(name)).rates,
+            tokens_of(prepared),
+            token_cost(prepared.prompt_tokens, prepared.output_tokens),
+            amount_nanousd,
+            share_nanousd,
+        )
+
+    async def count(self, visitor: Visitor) -> None:
         """Take one request without tokens, for no model: an answer that costs an upstream nothing.
 
         Raises RateLimitExceeded or ConcurrencyExceeded; then nothing is taken.
         """
         nothing = ModelBucket(None, None)
+        if self._shared is not None:
+            ask = Ask(visitor.caller, visitor.limits, "", nothing.rates, 0, 0)
+            (await self._shared.admit(ask)).settle(0, 0, 0)
+            return
         now_s = self._now()
         admission = self._limits.admit(
             visitor.caller, visitor.limits, nothing, 0, now_s, time.time()
@@ -144,7 +176,12 @@ class Gate:
         admission.settle(0, now_s)
 
     def capacity(self) -> dict[str, tuple[int | None, int | None]]:
-        """What each model's own limits would let in at once: requests, tokens. O(models)."""
+        """What each model's own limits would let in at once: requests, tokens. O(models).
+
+        Nothing where gateways share: only the store knows.
+        """
+        if self._shared is not None:
+            return {}
         now_s = self._now()
         return {
             name: bucket.rates.left(bucket.meter, now_s) for name, bucket in self._buckets.items()
@@ -158,8 +195,15 @@ class Gate:
             return b""
 
     def headers(self, visitor: Visitor) -> bytes:
-        """The caller's ``x-ratelimit-*`` lines, as of now."""
+        """The caller's ``x-ratelimit-*`` lines, as of now, or of its last question to the store."""
+        if self._shared is not None:
+            return self._shared.headers(visitor.caller, visitor.limits)
         return self._limits.headers(visitor.caller, visitor.limits, self._now())
+
+
+def new_secret() -> bytes:
+    """For the tags of a day, where a gateway is alone."""
+    return secrets.token_bytes(_SECRET_BYTES)
 
 
 def tokens_of(prepared: Prepared) -> int:

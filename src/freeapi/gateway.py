@@ -15,12 +15,12 @@ from pathlib import Path
 
 from freeapi.config import Config
 from freeapi.dispatch import Dispatcher
-from freeapi.embedded import Embedded
-from freeapi.gate import Gate
+from freeapi.embedded import Model, Models
+from freeapi.gate import Gate, new_secret
 from freeapi.http.deadlines import Deadlines
 from freeapi.http.server import Server, ServerLimits
 from freeapi.journal import Journal
-from freeapi.local import LocalModel
+from freeapi.listening import listen_advice, listen_failure
 from freeapi.metrics import Metrics
 from freeapi.pages.admin import AdminPages, is_loopback
 from freeapi.pages.course import Course, Pulse
@@ -40,8 +40,11 @@ from freeapi.proxy import Proxy
 from freeapi.reload import unchangeable
 from freeapi.routes import COMMON_HEADERS, Routes
 from freeapi.scheduler import Scheduler
+from freeapi.shared import Shared, SharedScheduler
 from freeapi.state.ledger import Ledger, Purse
+from freeapi.state.valkey_purse import SharedPurse
 from freeapi.upstreams import Upstreams, build, caps, routed
+from freeapi.workers.link import Report
 
 #: Left for upstream connections, the model, files: a caller's request takes two descriptors.
 _DESCRIPTORS_SPARE = 64
@@ -63,10 +66,19 @@ class Gateway:
     """
 
     def __init__(
-        self, config: Config, journal: Journal, embedded: Embedded, local: LocalModel | None
+        self,
+        config: Config,
+        journal: Journal,
+        embedded: Models,
+        local: Model | None,
+        shared: Shared | None = None,
     ) -> None:
-        """``local``: what ``embedded`` has for this configuration."""
+        """``local``: what ``embedded`` has for this configuration.
+
+        ``shared``: what it does together with others; None: it is alone.
+        """
         self.config = config
+        self._shared = shared
         self._local = local
         self._journal = journal
         self._embedded = embedded
@@ -77,17 +89,10 @@ class Gateway:
         self._deadlines = Deadlines(self._loop, _shortest_s(config))
         self._upstreams = build(config, _socket(local), self._deadlines)
         self._metrics = Metrics(_COUNTED, _FAILURE_LABELS)
-        self._purse = self._new_purse(config, _ledger(config))
+        self._purse = self._new_purse(config, self._ledger(config))
         self._keys = KeyPool(self._upstreams.keys, random.SystemRandom().random)
-        self._gate = Gate(
-            limits=config.caller_limits,
-            tokens=self._tokens(config),
-            proxy_hops=config.proxy_hops,
-            models=config.models,
-            now=self._loop.time,
-            journal=journal,
-        )
-        self._scheduler = Scheduler(self._gate, self._keys, config.queue_s)
+        self._gate = self._new_gate(config)
+        self._scheduler = self._new_scheduler(config)
         self._dispatcher = Dispatcher(
             self._keys,
             self._upstreams,
@@ -121,7 +126,7 @@ class Gateway:
             self._metrics,
             journal,
         )
-        limits = _server_limits(config)
+        limits = server_limits(config)
         self._public = Server(
             self._routes,
             limits,
@@ -148,7 +153,7 @@ class Gateway:
             upstreams = build(config, _socket(local), self._deadlines, self._upstreams)
             tokens = self._tokens(config)
             if self._purse is None:
-                ledger = await asyncio.to_thread(_ledger, config)
+                ledger = await asyncio.to_thread(self._ledger, config)
                 self._purse = self._new_purse(config, ledger)
         except BaseException:
             if not self.config.wants_local:
@@ -165,7 +170,7 @@ class Gateway:
     def _replace(
         self,
         config: Config,
-        local: LocalModel | None,
+        local: Model | None,
         upstreams: Upstreams,
         tokens: TokenTable | None,
     ) -> None:
@@ -204,10 +209,14 @@ class Gateway:
         self._site.replace(SiteFacts.of(config))
         self._allow_labels()
         self._admin.app = self._admin_pages(config)
-        self._public.limits = self._admin.limits = _server_limits(config)
+        self._public.limits = self._admin.limits = server_limits(config)
         self._deadlines.heed(_shortest_s(config))
         self._journal.set_level(config.log)
-        self._scheduler.reconfigure(config.queue_s)
+        if isinstance(self._scheduler, SharedScheduler):
+            share_nanousd = config.caller_daily_nanousd
+            self._scheduler.reconfigure(config.queue_s, upstreams.free, share_nanousd)
+        else:
+            self._scheduler.reconfigure(config.queue_s)
 
     # --- What a configuration makes ---
 
@@ -220,11 +229,43 @@ class Gateway:
         text = config.access_tokens.reveal()
         return parse_tokens(text, config.caller_limits, self._token_secret)
 
-    def _new_purse(self, config: Config, ledger: Ledger | None) -> Purse | None:
-        limits = caps(config)
-        if limits is None or ledger is None:
+    def _new_gate(self, config: Config) -> Gate:
+        shared = self._shared
+        return Gate(
+            limits=config.caller_limits,
+            tokens=self._tokens(config),
+            proxy_hops=config.proxy_hops,
+            models=config.models,
+            now=self._loop.time,
+            journal=self._journal,
+            shared=None if shared is None else shared.limits,
+            secret=new_secret if shared is None else shared.secret,
+        )
+
+    def _new_scheduler(self, config: Config) -> Scheduler | SharedScheduler:
+        alone = Scheduler(self._gate, self._keys, config.queue_s)
+        if self._shared is None:
+            return alone
+        self._shared.join(self._keys)
+        scheduler = SharedScheduler(self._gate, self._keys, self._shared, alone)
+        free, share_nanousd = self._upstreams.free, config.caller_daily_nanousd
+        scheduler.reconfigure(config.queue_s, free, share_nanousd)
+        return scheduler
+
+    def _ledger(self, config: Config) -> Ledger | None:
+        """Where money is written down here, if any is spent within caps. Raises LedgerError."""
+        if caps(config) is None or self._shared is not None:
             return None
-        return Purse(limits, ledger, time.time, self._ledger_reported)
+        assert config.data_dir is not None, "the edge resolves it"
+        return Ledger(Path(config.data_dir))
+
+    def _new_purse(self, config: Config, ledger: Ledger | None) -> Purse | SharedPurse | None:
+        limits = caps(config)
+        if limits is None:
+            return None
+        if self._shared is not None:
+            return SharedPurse(limits, self._shared.leases, time.time, self._ledger_reported)
+        return None if ledger is None else Purse(limits, ledger, time.time, self._ledger_reported)
 
     def _ledger_reported(self, label: str) -> None:
         self._journal.event("ledger", label=label)
@@ -282,18 +323,21 @@ class Gateway:
 
     # --- Its life ---
 
-    async def listen(self) -> tuple[str, int]:
-        """Accept callers; returns the public address. Raises CannotListen."""
+    async def listen(self, *, is_shared: bool = False) -> tuple[str, int]:
+        """Accept callers; returns the public address. Raises CannotListen.
+
+        ``is_shared``: other workers listen there, too.
+        """
         config = self.config
-        if config.admin is not None:
-            try:
-                await _listen(self._admin, config.admin.host, config.admin.port, ADMIN_SETTING)
-            except CannotListen:
-                # Nobody asked for the default one: a second gateway on a machine goes without.
-                if config.is_set(ADMIN_SETTING):
-                    raise
-                self._journal.event("admin_off", port=config.admin.port)
-        return await _listen(self._public, config.host, config.port, "HOST and PORT")
+        await listen_for_operator(self._admin, config, self._journal)
+        return await _listen(
+            self._public, config.host, config.port, "HOST and PORT", is_shared=is_shared
+        )
+
+    def report(self) -> Report:
+        """For a supervisor: what was counted, and the keys' states."""
+        keys = self._keys.describe(self._loop.time(), self._upstream_models())
+        return Report(self._metrics.snapshot(), keys)
 
     async def drain(self) -> None:
         """No new callers; open answers finish within the limit; then all connections close."""
@@ -306,14 +350,31 @@ class Gateway:
             await self._purse.close()
 
 
-async def _listen(server: Server, host: str, port: int, setting: str) -> tuple[str, int]:
+async def listen_for_operator(admin: Server, config: Config, journal: Journal) -> None:
+    """Open the admin port, if there is to be one. Raises CannotListen."""
+    address = config.admin
+    if address is None:
+        return
     try:
-        return (await server.listen(host, port))[0]
+        await _listen(admin, address.host, address.port, ADMIN_SETTING)
+    except CannotListen:
+        # Nobody asked for the default one: a second gateway on a machine goes without.
+        if config.is_set(ADMIN_SETTING):
+            raise
+        journal.event("admin_off", port=address.port)
+
+
+async def _listen(
+    server: Server, host: str, port: int, setting: str, *, is_shared: bool = False
+) -> tuple[str, int]:
+    try:
+        return (await server.listen(host, port, is_shared=is_shared))[0]
     except OSError as error:
-        raise CannotListen(f"can't listen on {host} port {port} ({setting}): {error}") from error
+        what, advice = listen_failure(host, port, error), listen_advice(setting, error)
+        raise CannotListen(f"{what}. {advice}") from error
 
 
-def _server_limits(config: Config) -> ServerLimits:
+def server_limits(config: Config) -> ServerLimits:
     room = _connections_max()  # in any case: it raises the limit that a configured cap needs too
     return ServerLimits(
         body_bytes_max=config.max_body_bytes,
@@ -325,19 +386,11 @@ def _server_limits(config: Config) -> ServerLimits:
     )
 
 
-def _ledger(config: Config) -> Ledger | None:
-    """Where money is written down, if any is spent within caps. Raises LedgerError."""
-    if caps(config) is None:
-        return None
-    assert config.data_dir is not None, "the edge resolves it"
-    return Ledger(Path(config.data_dir))
-
-
 def _rules(config: Config) -> Rules:
     return Rules(n_max=config.policy.n_max, unknown_fields=config.policy.unknown_fields)
 
 
-def _socket(local: LocalModel | None) -> str | None:
+def _socket(local: Model | None) -> str | None:
     return None if local is None else local.socket_path
 
 

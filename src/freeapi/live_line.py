@@ -22,7 +22,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple, TextIO
+from typing import Final, NamedTuple, TextIO, cast
 
 from freeapi.measures import Families, Sample
 
@@ -94,6 +94,11 @@ class LiveLine(io.TextIOBase):
         #: What is at the bottom now.
         self._line = ""
         self._unfinished = ""
+
+    @property
+    def stream(self) -> TextIO:
+        """Itself, in the type that printing wants: it has all of it that can be written to."""
+        return cast(TextIO, self)
 
     def writable(self) -> bool:
         """It is a stream to write to, and no file: it has no descriptor of its own."""

@@ -25,6 +25,7 @@ from freeapi.policy.models import Endpoint, ModelTable
 from freeapi.policy.payload import Prepared, Rules, prepare
 from freeapi.routes import FORM_ENDPOINTS, JSON, Answer, refuse
 from freeapi.scheduler import Grant, Scheduler
+from freeapi.shared import SharedGrant, SharedScheduler
 
 _FORM: Final = "multipart/form-data"
 
@@ -52,7 +53,7 @@ class Call:
         self.visitor: Visitor | None = None
         self.prepared: Prepared | None = None
         self.form: Form | None = None
-        self.grant: Grant | None = None
+        self.grant: Grant | SharedGrant | None = None
         self.delivery: Delivery | None = None
         #: How long it waited for its turn.
         self.queued_s = 0.0
@@ -67,7 +68,7 @@ class Proxy:
         self,
         *,
         gate: Gate,
-        scheduler: Scheduler,
+        scheduler: Scheduler | SharedScheduler,
         models: ModelTable,
         rules: Rules,
         dispatcher: Dispatcher,
@@ -136,7 +137,7 @@ class Proxy:
         # What: the body checked, adjusted and written anew.
         call.prepared = prepared = await self._prepare(call)
         if dryrun.is_wanted(request):
-            self._rehearse(call.reply, visitor, prepared)
+            await self._rehearse(call.reply, visitor, prepared)
             return
         if prepared.stream:
             call.streamed = True
@@ -167,9 +168,9 @@ class Proxy:
         )
         return await call.form.open()
 
-    def _rehearse(self, reply: Reply, visitor: Visitor, prepared: Prepared) -> None:
+    async def _rehearse(self, reply: Reply, visitor: Visitor, prepared: Prepared) -> None:
         """Answer with the request that would be sent; see ``dryrun``."""
-        self._gate.count(visitor)
+        await self._gate.count(visitor)
         body = self._dispatcher.rehearse(prepared)
         reply.send(200, self._gate.headers(visitor) + _adjusted(prepared) + JSON, body)
 
@@ -188,6 +189,7 @@ class Proxy:
             prompt_tokens=usage.prompt_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
             unknown=delivery.unknown,
+            cost_nanousd=delivery.cost_nanousd,
         )
 
     def _refuse(self, call: Call, error: FreeApiError) -> None:

@@ -12,18 +12,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 from freeapi.errors import CapacityExceeded, FreeApiError
-from freeapi.gate import Gate, Visitor, tokens_of
+from freeapi.gate import Visitor, tokens_of
 from freeapi.policy.fairness import FairQueue, Waiter, token_cost
 from freeapi.policy.keys import KeyPool, Lease
-from freeapi.policy.limits import Admission
 from freeapi.policy.payload import Prepared
 
 #: A timer is never set for less: a bucket that fills every millisecond is looked at that often.
 _LOOK_AGAIN_MIN_S = 0.001
 #: Where nobody may wait any more but some still do.
 _LOOK_AGAIN_MAX_S = 1.0
+
+
+class Admitted(Protocol):
+    """What a gate has let in."""
+
+    def settle(self, used_tokens: int | None, now_s: float) -> None:
+        """Charge what it used."""
+
+    def cancel(self, now_s: float) -> None:
+        """Give all of it back."""
+
+
+class Admits(Protocol):
+    """The gate, as far as a scheduler needs it."""
+
+    def admit(self, visitor: Visitor, prepared: Prepared) -> Admitted:
+        """Reserve the request and its tokens, or raise and take nothing."""
 
 
 class Grant:
@@ -40,7 +57,7 @@ class Grant:
     )
 
     def __init__(
-        self, scheduler: Scheduler, prepared: Prepared, admission: Admission, lease: Lease
+        self, scheduler: Scheduler, prepared: Prepared, admission: Admitted, lease: Lease
     ) -> None:
         self._scheduler = scheduler
         self._prepared = prepared
@@ -51,10 +68,13 @@ class Grant:
         self.lease = lease
         self.is_open = True
 
-    def settle(self, prompt_tokens: int, completion_tokens: int, unknown: int) -> None:
+    def settle(
+        self, prompt_tokens: int, completion_tokens: int, unknown: int, cost_nanousd: int
+    ) -> None:
         """The request is over: put what it used in place of what it reserved.
 
         ``unknown`` tries, of which nobody knows what they used, count as much as was reserved.
+        ``cost_nanousd`` is for gateways that share (``shared``); here the purse has counted it.
         """
         if not self.is_open:
             return
@@ -97,7 +117,7 @@ class Turn:
 class Scheduler:
     """Grants in fair order."""
 
-    def __init__(self, gate: Gate, keys: KeyPool, queue_s: float) -> None:
+    def __init__(self, gate: Admits, keys: KeyPool, queue_s: float) -> None:
         """``queue_s``: the longest wait; 0 means that nobody waits."""
         self._gate = gate
         self._keys = keys

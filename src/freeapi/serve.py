@@ -1,4 +1,4 @@
-"""``freeapi serve`` in one process: start the gateway, serve until told to stop, drain.
+"""``freeapi serve`` in one process, alone or as one of several workers: start, serve, drain.
 
 Starting comes in the order of what may fail: the embedded model first, the public port last, so
 that a port that answers has everything behind it. Stopping is the reverse: no new callers, open
@@ -21,53 +21,84 @@ import uvloop
 from freeapi import __version__
 from freeapi.banner import banner
 from freeapi.config import Config
-from freeapi.embedded import Embedded
+from freeapi.embedded import Embedded, Models
 from freeapi.gateway import CannotListen, Gateway
 from freeapi.journal import Journal
 from freeapi.local import LocalModelError
-from freeapi.reload import Reloader, Sources
+from freeapi.reload import POLL_S, Reloader, Sources
+from freeapi.shared import Shared
 from freeapi.state.ledger import LedgerError
+from freeapi.state.valkey import StoreError
+from freeapi.upstreams import caps
+from freeapi.workers.worker import Post
 
 #: Young objects between two looks of the cycle collector; at 1 KB each, 20 MB at most.
 _OBJECTS_PER_COLLECTION: Final = 20_000
+#: A worker is told by its supervisor when to reload.
+NEVER_S: Final = 1e9
 
 
-def run(config: Config, journal: Journal, sources: Sources, read: Callable[[], Config]) -> int:
+def run(
+    config: Config,
+    journal: Journal,
+    sources: Sources,
+    read: Callable[[], Config],
+    post: Post | None = None,
+) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after a drain, 1 if it can't start.
 
     Prints the banner on stdout, and why it can't start on stderr. ``read`` makes a new
-    configuration of the ``sources``, at SIGHUP or when one of them has changed.
+    configuration of the ``sources``, at SIGHUP or when one of them has changed. ``post``: a
+    worker's, whose supervisor prints the banner and looks at the sources.
     """
     try:
-        return uvloop.run(_serve(config, journal, sources, read))
-    except (LocalModelError, LedgerError, CannotListen) as error:
+        return uvloop.run(_serve(config, journal, sources, read, post))
+    except (LocalModelError, LedgerError, StoreError, CannotListen) as error:
         # They happen before the first caller, so the words are about this machine only.
         print(f"freeapi can't start: {error}", file=sys.stderr)
         return 1
 
 
 async def _serve(
-    config: Config, journal: Journal, sources: Sources, read: Callable[[], Config]
+    config: Config,
+    journal: Journal,
+    sources: Sources,
+    read: Callable[[], Config],
+    post: Post | None,
 ) -> int:
     start_s = time.monotonic()
     loop = asyncio.get_running_loop()
-    stop = _stop_signal()
-    asked = asyncio.Event()
-    loop.add_signal_handler(signal.SIGHUP, asked.set)
+    stop, asked = signals()
     loop.set_exception_handler(
         lambda loop, context: journal.crash("loop", context.get("exception"))
     )
     journal.event("start", version=__version__, pid=os.getpid(), local=config.local)
-    embedded = Embedded(journal)
+    embedded: Models = Embedded(journal) if post is None else post.embedded
+    if post is not None:
+        await post.open(stop, asked)
+    shared = None
     try:
-        gateway = Gateway(config, journal, embedded, await embedded.wanted(config))
-        host, port = await gateway.listen()
+        if config.state is not None:
+            leases = None if post is None else post.leases
+            is_capped = caps(config) is not None
+            shared = await Shared.open(config.state, leases, journal, is_capped=is_capped)
+        gateway = Gateway(config, journal, embedded, await embedded.wanted(config), shared)
+        host, port = await gateway.listen(is_shared=post is not None)
         _keep_from_collector()
-        print(banner(config, host, port), flush=True)
+        if post is None:
+            print(banner(config, host, port), flush=True)
+        else:
+            post.begin(host, port, gateway.report)
         ready_ms = round((time.monotonic() - start_s) * 1_000)
         journal.event("ready", host=host, port=port, duration_ms=ready_ms)
         reloader = Reloader(
-            sources, read, gateway.reload, journal, asked, told=gateway.count_reload
+            sources,
+            read,
+            gateway.reload,
+            journal,
+            asked,
+            told=gateway.count_reload,
+            poll_s=POLL_S if post is None else NEVER_S,
         )
         reloading = loop.create_task(reloader.run(), name="reload")
         await stop.wait()
@@ -76,15 +107,20 @@ async def _serve(
         journal.event("drain", limit_s=gateway.config.drain_s)
         await gateway.drain()
     finally:
+        if shared is not None:
+            await shared.close()
         await embedded.close()
+        if post is not None:
+            post.close()
     journal.event("stop", dropped=journal.dropped)
     return 0
 
 
-def _stop_signal() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; a second one ends the process at once."""
-    stop = asyncio.Event()
+def signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """To stop: set by the first SIGTERM or SIGINT, a second one ends the process; and to reload."""
+    stop, asked = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, asked.set)
 
     def stop_or_die(number: int) -> None:
         if stop.is_set():
@@ -93,7 +129,7 @@ def _stop_signal() -> asyncio.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_or_die, number)
-    return stop
+    return stop, asked
 
 
 def _keep_from_collector() -> None:

@@ -98,7 +98,9 @@ async def running(folder: Path, port: int, command: Sequence[str]) -> AsyncItera
     log = folder / "output"
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output
+        )
     try:
         async with asyncio.timeout(PATIENCE_S):
             while not await _accepts(port):

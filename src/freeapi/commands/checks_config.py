@@ -39,9 +39,9 @@ _IN_FORCE: Final = re.compile(rb"in force on (\d{4}-\d\d-\d\d)")
 def check_config(config: Config, now_s: float) -> Iterator[Finding]:
     """All that follows from the configuration alone; ``now_s`` is in seconds since 1970."""
     today = datetime.fromtimestamp(now_s, UTC).date()
+    names = [one.name for one in config.upstreams] or ["the embedded model"]
     keys = sum(len(one.keys) for one in config.upstreams)
-    upstreams = len(config.upstreams) or "no"
-    yield ok("config", f"{len(config.models)} models, {upstreams} upstream(s), {keys} key(s)")
+    yield ok("config", f"models: {len(config.models)}; keys: {keys}; asked: {', '.join(names)}")
     for text in config.warnings:
         yield warning("config", text, "")
     yield from _caps(config)
@@ -50,6 +50,8 @@ def check_config(config: Config, now_s: float) -> Iterator[Finding]:
     yield from _retiring(config, today)
     yield from _shared_keys(config.upstreams)
     yield from _who_may_call(config)
+    if config.request_log:
+        yield ok("log", "one line for each request, without content or caller")
 
 
 def notes(config: Config) -> Iterator[str]:
@@ -193,10 +195,7 @@ def _undated(name: str) -> str:
 
 
 def _names(models: Sequence[Model]) -> str:
-    """As callers know them.
-
-    A table may have hundreds.
-    """
+    """As callers know them; a table may have hundreds."""
     shown = [model.name for model in models[:5]]
     more = len(models) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -257,19 +257,24 @@ def _shown(host: str, port: int) -> str:
 # --- Descriptors, swap, the embedded model --------------------------------------------------------
 
 
-def check_descriptors(config: Config) -> Iterator[Finding]:
-    """How many callers the open-files limit has room for."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def check_descriptors(config: Config, files_max: int) -> Iterator[Finding]:
+    """Whether the open-files limit has room for the callers, two each."""
     wanted = DESCRIPTORS_MIN if config.max_connections is None else 2 * config.max_connections
-    if hard == resource.RLIM_INFINITY or hard >= wanted:
+    if files_max >= wanted:
         return
-    setting = "" if config.max_connections is None else ", of which FREEAPI_MAX_CONNECTIONS counts"
+    setting = "" if config.max_connections is None else ", fewer than FREEAPI_MAX_CONNECTIONS"
     yield warning(
         "files",
-        f"the open-files limit is {hard:,}: at most {hard // 2:,} callers at a time{setting}",
+        f"the open-files limit is {files_max:,}, for {files_max // 2:,} callers at a time{setting}",
         f"raise it to {wanted:,} or more (ulimit -n; LimitNOFILE in systemd; --ulimit nofile in "
         "Docker)",
     )
+
+
+def open_files_max() -> int:
+    """The limit up to which the gateway raises its own."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
 def check_swap(swaps: str) -> Iterator[Finding]:

@@ -32,6 +32,7 @@ from freeapi.commands.checks_machine import (
     check_model,
     check_ports,
     check_swap,
+    open_files_max,
     read_swaps,
 )
 from freeapi.commands.checks_upstream import check_clock, check_upstream
@@ -60,7 +61,10 @@ def run(
     try:
         config = read()
     except ConfigError as error:
-        found = [problem("config", str(one), "mend it as said") for one in error.problems]
+        found = [
+            problem("config", f"{one.name}: found {one.found}", f"allowed: {one.allowed}")
+            for one in error.problems
+        ]
         _print(Diagnosis.of([memory, *found]), as_json=as_json)
         return 2
     findings = uvloop.run(examine(config, paths(), offline=offline))
@@ -86,7 +90,7 @@ async def examine(config: Config, paths: Iterable[str], *, offline: bool) -> lis
         *check_files(paths, config),
         *ports.findings,
         *check_data_dir(config, is_running=ports.is_running),
-        *check_descriptors(config),
+        *check_descriptors(config, open_files_max()),
         *check_swap(read_swaps()),
         *model,
         *state,

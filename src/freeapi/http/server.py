@@ -84,13 +84,22 @@ class Server:
         self.common_headers = b"date: %b\r\n%b" % (date, self._headers)
         self.deadline_s = self.loop.time() // 1 + 1
 
-    async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
+    async def listen(
+        self, host: str, port: int, *, is_shared: bool = False
+    ) -> list[tuple[str, int]]:
         """Accept on ``host``; port 0 takes any that is free. Returns the bound addresses.
+
+        ``is_shared``: other processes of ours accept there, too (SO_REUSEPORT, socket(7)).
 
         Raises OSError if an address can't be had.
         """
         listener = await self.loop.create_server(
-            lambda: Connection(self), host, port, backlog=4096, start_serving=True
+            lambda: Connection(self),
+            host,
+            port,
+            backlog=4096,
+            reuse_port=is_shared or None,
+            start_serving=True,
         )
         self._listeners.append(listener)
         return [listening.getsockname()[:2] for listening in listener.sockets]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -18,7 +18,6 @@ from freeapi.errors import FreeApiError, MethodNotAllowed, RouteNotFound
 from freeapi.http.reply import Reply
 from freeapi.http.wire import Request
 from freeapi.pages.operator import GUARDS, OperatorPages, Page
-from freeapi.policy.keys import KeyPool
 from freeapi.routes import JSON, refuse
 
 #: The port of a Host header; the colons of a bare IPv6 address are within brackets.
@@ -26,12 +25,19 @@ _PORT: Final = re.compile(r"(?<=[\]\w]):[0-9]*$")
 _HINT: Final = "This is the admin port; it serves GET /, GET /keys and GET /metrics."
 
 
+class Describes(Protocol):
+    """Who knows of keys: a pool, or all workers' together."""
+
+    def describe(self, now_s: float, models: Collection[str]) -> list[dict[str, str | int]]:
+        """Each key for the operator; only names in ``models`` are shown."""
+
+
 class AdminPages:
     """The application of the admin port."""
 
     def __init__(
         self,
-        keys: KeyPool,
+        keys: Describes,
         models: Collection[str],
         now: Callable[[], float],
         *,

@@ -137,6 +137,27 @@ class KeyHealth:
         self._probe_at_s = now_s + self._away_s
         self.state, self.probe = state, None
 
+    def report(self, model: str, now_s: float) -> tuple[str, str, float]:
+        """What other gateways should know after a request for the model: whom it concerns (a model,
+        or "" for all), the state in a word, and for how long from now.
+        """
+        if self.state != "ok":
+            return "", self.state, max(0.0, self._probe_at_s - now_s)
+        cooling = self.coolings.get(model)
+        wait_s = 0.0 if cooling is None else cooling.until_s - now_s
+        return (model, "cooling", wait_s) if wait_s > 0.0 else ("", "ok", 0.0)
+
+    def hear(self, model: str, state: str, wait_s: float, now_s: float) -> None:
+        """Another gateway's report: never older news than our own, as far as both can tell."""
+        if state == "cooling":
+            cooling = self._cooling(model)
+            cooling.until_s = max(cooling.until_s, now_s + wait_s)
+        elif state == "ok":
+            self.state, self.probe = "ok", None
+        elif self.state == "ok" and wait_s > 0.0:
+            self.state = "dead" if state == "dead" else "out of quota"
+            self._away_s, self._probe_at_s = wait_s, now_s + wait_s
+
     def describe(self, now_s: float, models: Collection[str]) -> str:
         """Say the state for an operator, naming only those of ``models``.
 

@@ -196,6 +196,8 @@ class KeyPool:
 
     def __init__(self, upstreams: Sequence[UpstreamKeys], chance: Callable[[], float]) -> None:
         self._upstreams: dict[str, _Upstream] = {}
+        #: Told of a key, and the model that was asked for, when its health has changed.
+        self.on_news: Callable[[Key, str], None] | None = None
         self._chance = chance
         #: By the models' lists of upstreams, which are the operator's: as many as models.
         self._routes: dict[tuple[str, ...], tuple[_Upstream, ...]] = {}
@@ -267,7 +269,10 @@ class KeyPool:
         if breaker.failures_in_a_row:
             breaker.answered()
         if health.state != "ok" or health.coolings or used_up_for_s is not None:
+            was_away = health.state != "ok"
             health.served(lease, lease.model, now_s, used_up_for_s)
+            if was_away and self.on_news is not None and health.state == "ok":
+                self.on_news(lease.key, "")
 
     def failed(
         self, lease: Lease, failure: Failure, now_s: float, wait_s: float | None = None
@@ -291,6 +296,15 @@ class KeyPool:
             key.health.cool(lease.model, now_s, wait_s, self._chance())
         else:
             key.health.leave(failure.verdict, lease, now_s)
+        if self.on_news is not None:
+            self.on_news(key, lease.model)
+
+    def heard(self, identity: bytes, model: str, state: str, wait_s: float, now_s: float) -> None:
+        """What another gateway says of a key that both have. O(keys)."""
+        for upstream in self._upstreams.values():
+            for key in upstream.keys:
+                if key.identity == identity:
+                    key.health.hear(model, state, wait_s, now_s)
 
     def describe(self, now_s: float, models: Collection[str]) -> list[dict[str, str | int]]:
         """Each key for the operator, its state in words; only names in ``models`` are shown."""

@@ -46,6 +46,8 @@ _LOOKS: Final = 4
 _WAIT_S: Final = 2.0
 #: Answers that say that the server can't serve anyone now, rather than that the call is wrong.
 _AWAY: Final = frozenset(("LOADING", "MASTERDOWN", "READONLY", "MISCONF", "OOM", "BUSY"))
+#: All keys of the store begin with it; the braces put them into one slot of a cluster.
+NAMESPACE: Final = b"{freeapi}"
 _FOLDER: Final = Path(__file__).parent / "lua"
 
 

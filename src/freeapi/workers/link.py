@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from freeapi.policy.budget import Grant
+from freeapi.state.valkey_leases import Leased, Order
 
 _LENGTH: Final = struct.Struct("!I")
 #: A worker's report has the metrics of one process: some 100 KB with many models.
@@ -29,7 +29,13 @@ class Orders(msgspec.Struct, frozen=True, tag=True):
     #: The embedded model's socket, if there is such a model.
     local_socket: str | None
     #: Its leases come from the supervisor's ledger, not from a store that all machines share.
-    leases_here: bool
+    has_bank: bool
+
+
+class Reload(msgspec.Struct, frozen=True, tag=True):
+    """To the worker: read the configuration anew; the embedded model is at this socket now."""
+
+    local_socket: str | None
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -43,24 +49,25 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     """From the worker, once a second: what the admin port shows of it."""
 
     metrics: bytes
-    keys: bytes
+    #: As ``KeyPool.describe``.
+    keys: list[dict[str, str | int]]
 
 
 class LeaseAsk(msgspec.Struct, frozen=True, tag=True):
-    """From the worker: how its leases should change, in nano-dollars; less is given back."""
+    """From the worker: what it should have leased."""
 
     number: int
-    changes: list[Grant]
+    orders: list[Order]
 
 
 class LeaseAnswer(msgspec.Struct, frozen=True, tag=True):
-    """To the worker: by how much they have changed, which is on disk by now; None: it failed."""
+    """To the worker: what it has, which is on disk by now; None: nothing could be written."""
 
     number: int
-    changes: list[Grant] | None
+    leased: list[Leased] | None
 
 
-Message = Orders | Ready | Report | LeaseAsk | LeaseAnswer
+Message = Orders | Reload | Ready | Report | LeaseAsk | LeaseAnswer
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final[msgspec.msgpack.Decoder[Message]] = msgspec.msgpack.Decoder(Message)
