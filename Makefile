@@ -1,5 +1,5 @@
 # The commands that README and CI use. Each sets up what it needs first; the second time that costs nothing.
-.PHONY: run setup test check fix fuzz lock
+.PHONY: run setup test check fix fuzz lock reference
 
 # `exec`: a signal that make passes on, or the terminal sends, reaches the proxy and no shell in between.
 run: .venv/.runtime
@@ -27,6 +27,10 @@ fuzz: .venv/.dev
 		echo "$$target, $(FUZZ_S) s"; \
 		FUZZ_S=$(FUZZ_S) .venv/bin/python -m tests.fuzz.$$(basename $$target .py) || exit 1; \
 	done
+
+# The parts of docs/ that follow from the code; a test fails where they are old.
+reference: .venv/.runtime
+	.venv/bin/python scripts/reference
 
 lock:
 	scripts/lock

@@ -26,6 +26,7 @@ from freeapi.commands import audit, doctor
 from freeapi.config import Config, ConfigError, config_path, load
 from freeapi.hardening import HardeningRefused, harden
 from freeapi.journal import Journal
+from freeapi.live_line import open_live_line
 from freeapi.pages.site_facts import IMAGE_BYTES_MAX, image_type
 from freeapi.pages.status import Money
 from freeapi.policy.budget import NANO, Budget
@@ -78,12 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = {**dotenv_values(".env", interpolate=False), **os.environ}
         given = {name: text for name, text in settings.items() if text}
         return audit.run(config, given, as_json=arguments.json)
+    line = open_live_line(sys.stderr, os.environ)
+    if line is not None:
+        sys.stderr = line.stream  # whatever is printed stands above it
     journal = Journal(sys.stderr, config.log, time.time)
     journal.capture_libraries()
     journal.capture_exceptions()
     if arguments.workers > 1:
-        return supervise(config, journal, sources, read, _flags(arguments), arguments.workers)
-    return run(config, journal, sources, read, arguments.post)
+        flags = _flags(arguments)
+        return supervise(config, journal, sources, read, flags, arguments.workers, line)
+    return run(config, journal, sources, read, line=line, post=arguments.post)
 
 
 def _spending(config: Config) -> str:

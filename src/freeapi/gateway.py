@@ -21,6 +21,7 @@ from freeapi.http.deadlines import Deadlines
 from freeapi.http.server import Server, ServerLimits
 from freeapi.journal import Journal
 from freeapi.listening import listen_advice, listen_failure
+from freeapi.measures import Families
 from freeapi.metrics import Metrics
 from freeapi.pages.admin import AdminPages, is_loopback
 from freeapi.pages.course import Course, Pulse
@@ -333,6 +334,10 @@ class Gateway:
         return await _listen(
             self._public, config.host, config.port, "HOST and PORT", is_shared=is_shared
         )
+
+    def counted(self) -> Families:
+        """All metrics, as of now."""
+        return self._metrics.collect()
 
     def report(self) -> Report:
         """For a supervisor: what was counted, and the keys' states."""

@@ -24,6 +24,7 @@ from freeapi.config import Config
 from freeapi.embedded import Embedded, Models
 from freeapi.gateway import CannotListen, Gateway
 from freeapi.journal import Journal
+from freeapi.live_line import LiveLine, Numbers
 from freeapi.local import LocalModelError
 from freeapi.reload import POLL_S, Reloader, Sources
 from freeapi.shared import Shared
@@ -43,16 +44,18 @@ def run(
     journal: Journal,
     sources: Sources,
     read: Callable[[], Config],
+    *,
+    line: LiveLine | None = None,
     post: Post | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code: 0 after a drain, 1 if it can't start.
 
     Prints the banner on stdout, and why it can't start on stderr. ``read`` makes a new
-    configuration of the ``sources``, at SIGHUP or when one of them has changed. ``post``: a
-    worker's, whose supervisor prints the banner and looks at the sources.
+    configuration of the ``sources``, at SIGHUP or when one of them has changed. ``line``: where
+    a terminal shows what happens. ``post``: a worker's, whose supervisor does all of these.
     """
     try:
-        return uvloop.run(_serve(config, journal, sources, read, post))
+        return uvloop.run(_serve(config, journal, sources, read, line, post))
     except (LocalModelError, LedgerError, StoreError, CannotListen) as error:
         # They happen before the first caller, so the words are about this machine only.
         print(f"freeapi can't start: {error}", file=sys.stderr)
@@ -64,6 +67,7 @@ async def _serve(
     journal: Journal,
     sources: Sources,
     read: Callable[[], Config],
+    line: LiveLine | None,
     post: Post | None,
 ) -> int:
     start_s = time.monotonic()
@@ -100,12 +104,15 @@ async def _serve(
             told=gateway.count_reload,
             poll_s=POLL_S if post is None else NEVER_S,
         )
-        reloading = loop.create_task(reloader.run(), name="reload")
+        watching = [loop.create_task(reloader.run(), name="reload")]
+        if line is not None:
+            watching.append(loop.create_task(line.show(lambda: Numbers.of(gateway.counted()))))
         await stop.wait()
-        reloading.cancel()
-        await asyncio.wait([reloading])
         journal.event("drain", limit_s=gateway.config.drain_s)
         await gateway.drain()
+        for task in watching:
+            task.cancel()
+        await asyncio.wait(watching)
     finally:
         if shared is not None:
             await shared.close()

@@ -92,15 +92,17 @@ def free_port() -> int:
     return port
 
 
+def _start(folder: Path, log: Path, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    with log.open("w") as output:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+
+
 @asynccontextmanager
 async def running(folder: Path, port: int, command: Sequence[str]) -> AsyncIterator[Front]:
     """Run a proxy until the end of the block; it accepts connections at its beginning."""
     log = folder / "output"
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=output
-        )
+    process = _start(folder, log, command)
     try:
         async with asyncio.timeout(PATIENCE_S):
             while not await _accepts(port):

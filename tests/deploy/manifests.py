@@ -31,7 +31,8 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 def schema_problems(schema: str, path: Path) -> str:
     """What check-jsonschema says of a file by a schema that it brings along; "" for a good one."""
-    command = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", schema, path]
+    program = str(Path(sys.executable).with_name("check-jsonschema"))
+    command = [program, "--builtin-schema", schema, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return "" if done.returncode == 0 else done.stdout + done.stderr
 

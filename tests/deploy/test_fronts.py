@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.answers import DONE, STREAM_HEAD, delta
+from tests.answers import DONE, LAST_CHUNK, STREAM_HEAD, delta
 from tests.conftest import StartGateway
 from tests.deploy.fronts import DEPLOY, Front, caddy, free_port, nginx, replaced, running, tool
 from tests.gateway import Gateway
 from tests.raw_client import Answer, Caller, ask, caller, chat
 from tests.scripted_upstream import (
-    LAST_CHUNK,
     PATIENCE_S,
     ScriptedUpstream,
     chunk,
@@ -119,7 +118,7 @@ async def test_big_upload_passes(upstream: ScriptedUpstream, front: Front) -> No
 
 
 async def test_proxy_logs_no_caller(behind: Gateway, front: Front) -> None:
-    """Where the gateway is gone, the proxy's log has neither the caller's headers nor its address."""
+    """Where the gateway is gone, the proxy logs neither the caller's headers nor its address."""
     await asyncio.to_thread(behind.stop)
     answer = await ask_from("127.0.0.3", front.port, chat(CANARY, ("x-canary", CANARY)))
     assert answer.status in (502, 503)

@@ -22,7 +22,11 @@ NAMES = [one["metadata"]["name"] for one in WORKLOADS]
 
 def validate(file: Path) -> int:
     """The exit code of a strict check by Kubernetes' own schemas."""
-    command = [Path(sys.executable).with_name("kubernetes-validate"), "--strict", file]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("kubernetes-validate"),
+        "--strict",
+        file,
+    ]
     return subprocess.run(command, capture_output=True, check=False).returncode
 
 
@@ -75,9 +79,7 @@ def test_a_slip_is_found(tmp_path: Path) -> None:
 def test_every_selector_meets_pods() -> None:
     """Whatever selects pods, by Service, policy or budget, selects those of one workload."""
     labels = [pod(one)["metadata"]["labels"] for one in WORKLOADS]
-    found = [
-        selector for one in ALL for selector in selectors(one["spec"] if "spec" in one else {})
-    ]
+    found = [selector for one in ALL for selector in selectors(one.get("spec", {}))]
     assert len(found) > 8
     for selector in found:
         assert sum(selector.items() <= own.items() for own in labels) == 1, selector

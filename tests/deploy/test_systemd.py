@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def verify(text: str, folder: Path) -> str:
     program = str(Path(sys.executable).with_name("freeapi"))
     unit = folder / "freeapi.service"
     unit.write_text(replaced(text, ("/opt/freeapi/bin/freeapi", program)))
-    command = [tool("systemd-analyze", "systemd"), "verify", unit]
+    command = [tool("systemd-analyze", "systemd"), "verify", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
 
@@ -68,7 +69,8 @@ def test_keys_come_as_a_credential() -> None:
 
 async def test_embedded_model_needs_no_executable_memory(tmp_path: Path) -> None:
     """It starts and answers where no memory can be made executable."""
-    done = subprocess.run([sys.executable, "-c", TRY], capture_output=True, check=False)
+    attempt = [sys.executable, "-c", TRY]
+    done = await asyncio.to_thread(subprocess.run, attempt, capture_output=True, check=False)
     if done.stderr == b"no\n":
         pytest.skip("this kernel is older than 6.3 and can't forbid it without systemd")
     assert done.returncode != 0  # so it is forbidden

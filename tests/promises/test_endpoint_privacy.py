@@ -49,10 +49,7 @@ def assert_nothing_left(upstream: ScriptedUpstream) -> None:
 def assert_nothing_came(served: Answer) -> None:
     """Of the upstream's headers, all of which have a canary, none is in the answer."""
     assert served.status == 200
-    assert {name for name, _ in served.headers} <= GIVEN_HEADERS | {
-        "access-control-allow-origin",
-        "access-control-expose-headers",
-    }
+    assert {name for name, _ in served.headers} <= GIVEN_HEADERS
     assert "canary" not in repr(served)
 
 
@@ -135,8 +132,8 @@ async def test_errors_of_the_upstream_say_nothing_of_the_account(
     for endpoint in PATHS:
         served = await ask(endpoints.port, asked_with_canaries(endpoint))
         assert served.status == 400
-        assert served.error()["message"].startswith("Bad voice for org-")
-        assert "canary1234" not in repr(served)
+        removed = "Bad voice for [removed] with [removed] in [removed]"
+        assert served.error()["message"] == removed
     assert len(upstream.requests) == len(PATHS)
 
 

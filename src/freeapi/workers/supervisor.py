@@ -36,6 +36,7 @@ from freeapi.gateway import CannotListen, listen_for_operator, server_limits
 from freeapi.http.deadlines import Deadlines
 from freeapi.http.server import Server
 from freeapi.journal import Journal
+from freeapi.live_line import LiveLine, Numbers
 from freeapi.local import LocalModelError
 from freeapi.local.model import end, next_pause_s
 from freeapi.measures import DEFINITIONS, Families, merge, pack
@@ -72,13 +73,14 @@ def supervise(
     read: Callable[[], Config],
     flags: Mapping[str, str],
     count: int,
+    line: LiveLine | None = None,
 ) -> int:
     """Serve with ``count`` workers until SIGTERM or SIGINT. Returns the exit code of ``serve.run``.
 
     ``flags`` are the command line's, for the workers; else as there.
     """
     try:
-        return uvloop.run(_supervise(config, journal, sources, read, flags, count))
+        return uvloop.run(_supervise(config, journal, sources, read, flags, count, line))
     except (LocalModelError, LedgerError, StoreError, CannotListen, WorkerFailed) as error:
         print(f"freeapi can't start: {error}", file=sys.stderr)
         return 1
@@ -91,6 +93,7 @@ async def _supervise(
     read: Callable[[], Config],
     flags: Mapping[str, str],
     count: int,
+    line: LiveLine | None,
 ) -> int:
     loop = asyncio.get_running_loop()
     stop, asked = signals()
@@ -103,10 +106,13 @@ async def _supervise(
         host, port = await supervisor.start(count)
         print(banner(config, host, port), flush=True)
         reloader = Reloader(sources, read, supervisor.reload, journal, asked)
-        reloading = loop.create_task(reloader.run(), name="reload")
+        watching = [loop.create_task(reloader.run(), name="reload")]
+        if line is not None:
+            watching.append(loop.create_task(line.show(lambda: Numbers.of(supervisor.counted()))))
         await stop.wait()
-        reloading.cancel()
-        await asyncio.wait([reloading])
+        for task in watching:
+            task.cancel()
+        await asyncio.wait(watching)
     finally:
         await supervisor.stop()
     journal.event("stop", dropped=journal.dropped)
@@ -151,14 +157,14 @@ class Supervisor:
         #: What workers counted that are no more.
         self._retired = b""
         self._deadlines = Deadlines(self._loop, 1.0)
-        self._course = Course(self._collect)
+        self._course = Course(self.counted)
         self._pulse = Pulse(self._loop, time.time, self._course.take)
         pages = AdminPages(
             self,
             (),
             self._loop.time,
             local_only=config.admin is not None and is_loopback(config.admin.host),
-            operator=OperatorPages(self._collect, self._course, time.time),
+            operator=OperatorPages(self.counted, self._course, time.time),
         )
         self._admin = Server(pages, server_limits(config), self._deadlines)
 
@@ -313,7 +319,8 @@ class Supervisor:
         if self._bank is not None:
             self._bank.forget(worker.number)
 
-    def _collect(self) -> Families:
+    def counted(self) -> Families:
+        """All workers' metrics, and what those counted that are no more."""
         latest = [self._retired, *(one.report.metrics for one in self._workers)]
         return merge([one for one in latest if one])
 
