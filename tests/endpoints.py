@@ -139,9 +139,7 @@ def response_events(text: str = "Hi", **more: Any) -> list[bytes]:
         answers.response_event("response.content_part.added", **place, part=empty),
         *pieces,
         answers.response_event("response.output_text.done", **place, text=text, logprobs=[]),
-        answers.response_event(
-            "response.content_part.done", **place, part={**empty, "text": text}
-        ),
+        answers.response_event("response.content_part.done", **place, part={**empty, "text": text}),
         answers.response_event(
             "response.output_item.done",
             output_index=0,
@@ -158,13 +156,30 @@ def completion_event(text: str) -> bytes:
     return answers.event({**kind, "choices": [choice], "usage": None})
 
 
+def chat_event(**choice: Any) -> bytes:
+    """One event of a streamed chat."""
+    kind = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    return answers.event({**kind, "choices": [{"index": 0, "finish_reason": None, **choice}]})
+
+
+def chat_events(first: str, second: str) -> list[bytes]:
+    """A chat in two pieces, with its end, as OpenAI's helpers want it."""
+    return [
+        chat_event(delta={"role": "assistant", "content": first}),
+        chat_event(delta={"content": second}),
+        chat_event(delta={}, finish_reason="stop"),
+        answers.usage_event(),
+        DONE,
+    ]
+
+
 def _completion_usage() -> bytes:
     kind = {"id": "cmpl-1", "object": "text_completion", "created": 1700000000, "model": "m"}
     return answers.event({**kind, "choices": [], "usage": answers.usage(5, 7)})
 
 
 STREAMS: dict[Endpoint, list[bytes]] = {
-    "chat": [answers.delta("H"), answers.delta("i"), answers.usage_event(), DONE],
+    "chat": chat_events("H", "i"),
     "completions": [completion_event("H"), completion_event("i"), _completion_usage(), DONE],
     "responses": response_events(),
     "images": answers.image_stream(),

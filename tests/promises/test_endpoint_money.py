@@ -165,7 +165,9 @@ def says_no_usage(request: Request) -> Script:
     return [send(answer(200, b'{"text":"Hi","data":[],"choices":[],"output":[]}'))]
 
 
-async def test_no_endpoint_is_a_way_past_the_cap(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_no_endpoint_is_a_way_past_the_cap(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
     """Of 90 requests at once to all endpoints, those that are sent cost the cap at most."""
     settings = {**upstream_settings(upstream.port), **cap(CAP_NANOUSD)}
     gateway = await asyncio.to_thread(Gateway, tmp_path, settings, CHEAP)

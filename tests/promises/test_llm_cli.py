@@ -17,10 +17,6 @@ MODELS = """
 - model_id: free
   model_name: talker
   api_base: {base_url}
-- model_id: free-text
-  model_name: talker
-  api_base: {base_url}
-  completion: true
 - model_id: free-response
   model_name: talker
   api_base: {base_url}
@@ -42,7 +38,7 @@ def home(tmp_path: Path, endpoints: Gateway) -> Path:
 async def llm(home: Path, *arguments: str) -> tuple[int | None, str]:
     """Run the real command; returns its exit code and what it printed."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "llm", *arguments),
+        *(sys.executable, "-m", "llm", "prompt", "--no-log", *arguments),
         # Without plugins: the package with the embedded model's weights is one, without its runtime.
         env={
             "PATH": os.environ["PATH"],
@@ -60,34 +56,23 @@ async def llm(home: Path, *arguments: str) -> tuple[int | None, str]:
     return process.returncode, printed.decode()
 
 
-@pytest.mark.parametrize("streams", [True, False], ids=["stream", "plain"])
-async def test_chat(upstream: ScriptedUpstream, home: Path, streams: bool) -> None:
-    """``llm -m free Hi`` prints the answer, as it comes or at once."""
-    options = [] if streams else ["--no-stream"]
-    code, printed = await llm(home, "-m", "free", *options, "-s", "Be short.", "Hi")
-    assert (code, printed) == (0, "Hi\n")
-    (seen,) = upstream.requests
-    assert seen.target == "/v1/chat/completions"
-    assert seen.json().get("stream", False) is streams
-    assert [one["content"] for one in seen.json()["messages"]] == ["Be short.", "Hi"]
+async def test_command_line(upstream: ScriptedUpstream, home: Path) -> None:
+    """``llm -m free Hi`` prints the answer as it comes, by chats and by responses.
 
-
-@pytest.mark.parametrize(
-    ("name", "target"), [("free-text", "/v1/completions"), ("free-response", "/v1/responses")]
-)
-async def test_other_endpoints(
-    upstream: ScriptedUpstream, home: Path, name: str, target: str
-) -> None:
-    """The kinds of models that it knows besides chats stream their answers too."""
-    code, printed = await llm(home, "-m", name, "Once")
-    assert (code, printed) == (0, "Hi\n")
-    assert [one.target for one in upstream.requests] == [target]
-
-
-async def test_error_is_told(upstream: ScriptedUpstream, home: Path) -> None:
-    """A model that isn't there is an error with our words."""
-    code, printed = await llm(home, "-m", "not-there", "Hi")
+    A model that isn't there is an error in our words. One test, since each run takes seconds.
+    """
+    (chat, response, absent) = await asyncio.gather(
+        llm(home, "-m", "free", "-s", "Be short.", "Hi"),
+        llm(home, "-m", "free-response", "Hi"),
+        llm(home, "-m", "not-there", "Hi"),
+    )
+    assert chat == response == (0, "Hi\n")
+    code, printed = absent
     assert code == 1
-    assert "canary-gpt" in printed
-    assert "does not exist here" in printed
-    assert upstream.requests == []
+    assert "canary-gpt` does not exist here" in printed
+    seen = {one.target: one.json() for one in upstream.requests}
+    assert set(seen) == {"/v1/chat/completions", "/v1/responses"}
+    assert all(body["stream"] for body in seen.values())
+    messages = seen["/v1/chat/completions"]["messages"]
+    assert [one["content"] for one in messages] == ["Be short.", "Hi"]
+    assert seen["/v1/responses"]["store"] is False

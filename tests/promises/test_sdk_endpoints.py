@@ -62,17 +62,20 @@ def assert_answered(endpoint: Endpoint, result: Any) -> None:
         "transcriptions": lambda one: one.text,
         "translations": lambda one: one.text,
     }[endpoint]
-    assert found(result) == {
-        "chat": ("Hi", 7),
-        "completions": ("Hi", 7),
-        "embeddings": [0.25, -0.5],
-        "moderations": 0.01,
-        "responses": ("Hi", 7),
-        "images": ("iVBORw0K", 7),
-        "speech": SOUND,
-        "transcriptions": "Hi",
-        "translations": "Hi",
-    }[endpoint]
+    assert (
+        found(result)
+        == {
+            "chat": ("Hi", 7),
+            "completions": ("Hi", 7),
+            "embeddings": [0.25, -0.5],
+            "moderations": 0.01,
+            "responses": ("Hi", 7),
+            "images": ("iVBORw0K", 7),
+            "speech": SOUND,
+            "transcriptions": "Hi",
+            "translations": "Hi",
+        }[endpoint]
+    )
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -287,7 +290,11 @@ async def test_images_count_at_their_bound(upstream: ScriptedUpstream, client: A
 
 @pytest.mark.parametrize(
     ("response_format", "text"),
-    [("srt", "1\n00:00:00,000 --> 00:00:01,000\nHi\n"), ("vtt", "WEBVTT\n\nHi\n"), ("text", "Hi\n")],
+    [
+        ("srt", "1\n00:00:00,000 --> 00:00:01,000\nHi\n"),
+        ("vtt", "WEBVTT\n\nHi\n"),
+        ("text", "Hi\n"),
+    ],
 )
 @pytest.mark.parametrize("endpoint", FORMS)
 async def test_transcriptions_that_are_text_come_as_text(

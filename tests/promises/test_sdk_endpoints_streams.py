@@ -22,11 +22,10 @@ from tests.answers import (
     STREAM_HEAD,
     answer,
     chat_json,
-    event,
     response_json,
     response_stream,
 )
-from tests.endpoints import response_events
+from tests.endpoints import chat_event, chat_events, response_events
 from tests.gateway import Gateway
 from tests.scripted_upstream import ScriptedUpstream, chunk, close, send, stream
 from tests.sdk_calls import FUNCTION, MP3, async_client
@@ -47,22 +46,6 @@ async def client(endpoints: Gateway) -> AsyncIterator[AsyncOpenAI]:
     """The asynchronous SDK in front of all endpoints."""
     async with async_client(endpoints) as client:
         yield client
-
-
-def chat_event(**choice: Any) -> bytes:
-    """One event of a streamed chat."""
-    kind = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    return event({**kind, "choices": [{"index": 0, "finish_reason": None, **choice}]})
-
-
-def pieces_of(text: str) -> list[bytes]:
-    """A streamed chat of this text in two pieces, with its end."""
-    return [
-        chat_event(delta={"role": "assistant", "content": text[:5]}),
-        chat_event(delta={"content": text[5:]}),
-        chat_event(delta={}, finish_reason="stop"),
-        DONE,
-    ]
 
 
 # --- Chat -----------------------------------------------------------------------------------------
@@ -95,7 +78,9 @@ async def test_chat_stream_options(upstream: ScriptedUpstream, client: AsyncOpen
 
 async def test_structured_output(upstream: ScriptedUpstream, client: AsyncOpenAI) -> None:
     """``parse`` sends the whole schema and makes an object of the answer; so does the stream."""
-    upstream.plays([send(answer(200, chat_json(WEATHER)))], stream(*pieces_of(WEATHER)))
+    upstream.plays(
+        [send(answer(200, chat_json(WEATHER)))], stream(*chat_events(WEATHER[:5], WEATHER[5:]))
+    )
     parsed = await client.chat.completions.parse(
         model="talker", messages=HELLO, response_format=Weather
     )
@@ -124,7 +109,10 @@ async def test_calls_of_tools(upstream: ScriptedUpstream, client: AsyncOpenAI) -
         ),
         [send(answer(200, chat_json("sunny")))],
     )
-    tools: Any = [openai.pydantic_function_tool(Weather), {"type": "function", "function": FUNCTION}]
+    tools: Any = [
+        openai.pydantic_function_tool(Weather),
+        {"type": "function", "function": FUNCTION},
+    ]
     tools[1]["function"] = {**FUNCTION, "strict": True}
     async with client.chat.completions.stream(
         model="talker", messages=HELLO, tools=tools, tool_choice="required"
@@ -198,9 +186,7 @@ async def test_responses_stream_helper(upstream: ScriptedUpstream, client: Async
 
 async def test_responses_structured(upstream: ScriptedUpstream, client: AsyncOpenAI) -> None:
     """``responses.parse``, and the stream with a type, make objects of the answers."""
-    upstream.plays(
-        [send(answer(200, response_json(WEATHER)))], stream(*response_events(WEATHER))
-    )
+    upstream.plays([send(answer(200, response_json(WEATHER)))], stream(*response_events(WEATHER)))
     parsed = await client.responses.parse(model="talker", input="Hi", text_format=Weather)
     assert parsed.output_parsed == Weather(city="Köln", warm=True)
     async with client.responses.stream(model="talker", input="Hi", text_format=Weather) as events:

@@ -165,9 +165,7 @@ async def test_caller_that_leaves_pays_nothing(
     await left_becomes(endpoints, left)
 
 
-async def test_broken_form_is_a_clear_error(
-    upstream: ScriptedUpstream, endpoints: Gateway
-) -> None:
+async def test_broken_form_is_a_clear_error(upstream: ScriptedUpstream, endpoints: Gateway) -> None:
     """A body that ends without the form's last boundary is a 400, and no request upstream."""
     left = await left_nanousd(endpoints)
     body = MODEL + file_part()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI
 
 from freeapi.policy.models import PATHS, Endpoint
 from tests.answers import answer, chat_json, error
@@ -24,7 +23,7 @@ from tests.form_parts import MODEL, file_part, post_form
 from tests.gateway import Gateway
 from tests.raw_client import Answer, ask, caller, post
 from tests.scripted_upstream import Request, Script, ScriptedUpstream, listening_socket, send
-from tests.sdk_calls import NEEDED
+from tests.sdk_calls import NEEDED, async_client
 
 FORMS: tuple[Endpoint, ...] = ("transcriptions", "translations")
 JSON_ENDPOINTS = [endpoint for endpoint in PATHS if endpoint not in FORMS]
@@ -252,7 +251,7 @@ async def test_embedded_model_is_the_last_resort(
                 assert served.text() != "Hi from upstream"
             # The cooling one was asked once more, which is how it came to cool.
             assert len(asked_before.requests) == (2 if model == "cooling" else 1)
-        async with AsyncOpenAI(base_url=gateway.base_url, api_key="any") as client:
+        async with async_client(gateway) as client:
             embedded = await client.embeddings.with_raw_response.create(model="down", input="Hi")
             assert embedded.headers[SERVED_BY] == "local"
             assert len(embedded.parse().data[0].embedding) > 100
