@@ -263,7 +263,7 @@ class Connection(asyncio.Protocol):
 
     async def _read_chunks(self) -> bytes:
         """A body in HTTP's chunked coding, as forms come."""
-        pieces = []
+        pieces: list[bytes] = []
         while True:
             line_bytes = await self._wait_for_bytes(lambda: self._received.find(b"\r\n") + 1) + 1
             size_bytes = int(await self._take(line_bytes), 16)

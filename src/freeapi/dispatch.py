@@ -219,11 +219,10 @@ class Dispatcher:
         """Send once and relay; as ``_try``."""
         delivery.tries += 1
         delivery.upstream = lease.key.upstream
-        headers = delivery.headers
-        if self._upstreams.marks_local and lease.key.upstream == LOCAL:
-            headers += _SERVED_BY_LOCAL
         relay = delivery.relay = Relay(
-            delivery.reply, headers, hides_usage=delivery.prepared.hides_usage
+            delivery.reply,
+            self._headers(delivery, lease),
+            hides_usage=delivery.prepared.hides_usage,
         )
         try:
             await self._exchange(delivery, relay, lease)
@@ -235,6 +234,12 @@ class Dispatcher:
             delivery.unknown += delivery.usage is None
             return None
         return self._refused(delivery, relay, lease)
+
+    def _headers(self, delivery: Delivery, lease: Lease) -> bytes:
+        """Ours for the caller, who should know where another answers than was asked."""
+        if self._upstreams.marks_local and lease.key.upstream == LOCAL:
+            return delivery.headers + _SERVED_BY_LOCAL
+        return delivery.headers
 
     def _interrupted(
         self, delivery: Delivery, relay: Relay, lease: Lease, error: UpstreamError
@@ -259,7 +264,7 @@ class Dispatcher:
         delivery.unknown += failure.may_be_billed and delivery.has_left
         if failure.error is None:
             body = failures.caller_error_body(relay.status, relay.error_body)
-            delivery.reply.send(relay.status, delivery.headers + JSON, body)
+            delivery.reply.send(relay.status, self._headers(delivery, lease) + JSON, body)
             return None
         if self._may_retry(delivery, lease, failure):
             return failure

@@ -53,6 +53,8 @@ _DESCRIPTORS_SPARE = 64
 _COUNTED = [*PATHS, "models", "page", "status", "health"]
 _FAILURE_LABELS = [one.label for one in vars(failures).values() if isinstance(one, Failure)]
 ADMIN_SETTING = "FREEAPI_ADMIN_ADDR"
+#: No secret: what keeps tokens out of the shared store is the day's, with which they are tagged.
+_SHARED_TOKEN_SECRET = b"access tokens of gateways that share"
 
 
 class CannotListen(Exception):
@@ -85,8 +87,8 @@ class Gateway:
         self._embedded = embedded
         self._loop = asyncio.get_running_loop()
         self._created_s = int(time.time())
-        #: So that a token is the same caller after a reload.
-        self._token_secret = secrets.token_bytes(32)
+        #: So that a token is the same caller after a reload, and at all who share.
+        self._token_secret = secrets.token_bytes(32) if shared is None else _SHARED_TOKEN_SECRET
         self._deadlines = Deadlines(self._loop, _shortest_s(config))
         self._upstreams = build(config, _socket(local), self._deadlines)
         self._metrics = Metrics(_COUNTED, _FAILURE_LABELS)

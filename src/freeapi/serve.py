@@ -101,7 +101,7 @@ async def _serve(
             gateway.reload,
             journal,
             asked,
-            told=gateway.count_reload,
+            told=gateway.count_reload if post is None else lambda is_ok: None,  # as the supervisor
             poll_s=POLL_S if post is None else NEVER_S,
         )
         watching = [loop.create_task(reloader.run(), name="reload")]

@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Collection
@@ -61,6 +62,7 @@ class Shared:
         self._was_up: bool | None = None
         self._keys: KeyPool | None = None
         self._secrets: dict[int, bytes] = {}
+        self._store.on_up.append(self._fetch_secrets)
         self._fetching: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -104,6 +106,8 @@ class Shared:
         for task in (self._fetching, *self._telling):
             if task is not None:
                 task.cancel()
+        with contextlib.suppress(StoreUnavailable):
+            await self._store.command(b"PING")  # answered after the last settlements
         await self.limits.close()
         await self._store.close()
         if self._lease_store is not None:
@@ -119,7 +123,6 @@ class Shared:
             self._journal.event("store_unfit", problems=len(problems))
         if self._lease_store is not None:
             await self._lease_store.start()
-        await self._fetch_secrets()
         self.limits.begin()
         self._fetching = self._loop.create_task(self._keep_secrets(), name="secrets")
 
@@ -132,11 +135,14 @@ class Shared:
                 continue
 
     async def _fetch_secrets(self) -> None:
-        """Today's, and near midnight tomorrow's; older ones are forgotten."""
+        """Today's, and near midnight tomorrow's; older ones are forgotten.
+
+        Over each new connection, too: a store that has lost it gets it back from whoever has it.
+        """
         now_s = int(time.time())
         days = {now_s // _DAY_S, (now_s + _AHEAD_S) // _DAY_S}
         self._secrets = {
-            day: self._secrets.get(day) or await self.limits.secret(day) for day in sorted(days)
+            day: await self.limits.secret(day, self._secrets.get(day)) for day in sorted(days)
         }
 
     def _reported(self, label: str) -> None:
@@ -154,7 +160,13 @@ class Shared:
             self._keys.heard(identity, report.model, report.state, report.wait_s, now_s)
 
     def _tell(self, key: Key, model: str) -> None:
-        """A key's health has changed: let the others know; not by a name that a caller made up."""
+        """A key's health has changed: let the others know; not by a name that a caller made up.
+
+        A server without keys isn't told of: which one it is can't be said, and each machine may
+        have its own.
+        """
+        if not key.identity:
+            return
         about, state, wait_s = key.health.report(model, self._loop.time())
         report = Report(key.identity.hex(), about, state, wait_s)
         telling = self._loop.create_task(self._publish(report), name="tell")

@@ -28,6 +28,8 @@ from freeapi.spelling import Secret
 
 #: What it can stand in for: its words are words; its vectors aren't another model's.
 STAND_IN_FOR: Final = frozenset[Endpoint](["chat", "completions"])
+#: Whose answers needn't be JSON: what kind of sound or subtitles they are, the body says.
+_ANY_KIND: Final = frozenset[Endpoint](["speech", "transcriptions", "translations"])
 #: After all that an operator can configure.
 _LAST: Final = 1_000_000
 _JSON: Final = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
@@ -216,5 +218,4 @@ def _starts(authority: str, base_path: str, api_version: str | None) -> dict[End
 def _accept(prepared: Prepared) -> bytes:
     if prepared.stream:
         return b"accept: text/event-stream\r\n"
-    # The format of sound is chosen in the body.
-    return b"accept: */*\r\n" if prepared.endpoint == "speech" else b"accept: application/json\r\n"
+    return b"accept: */*\r\n" if prepared.endpoint in _ANY_KIND else b"accept: application/json\r\n"

@@ -67,7 +67,7 @@ def endpoints(upstream: ScriptedUpstream, shared_endpoints: Gateway) -> Gateway:
 
 @pytest.fixture
 async def fresh_endpoints(upstream: ScriptedUpstream, tmp_path: Path) -> AsyncIterator[Gateway]:
-    """A gateway like it for this test alone, with two keys, after which it may remember failures."""
+    """A gateway like it for this test alone, with two keys, that may remember failures."""
     upstream.script = answer_any
     keys = {"OPENAI_API_KEYS": f"{POOL_KEY} sk-test-canary-pool-key-0002"}
     gateway = await asyncio.to_thread(start_all, tmp_path / "fresh", upstream.port, **keys)

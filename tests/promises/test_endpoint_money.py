@@ -197,7 +197,7 @@ async def test_no_endpoint_is_a_way_past_the_cap(
 async def test_limits_are_told_on_every_endpoint(
     upstream: ScriptedUpstream, endpoints: Gateway, endpoint: Endpoint
 ) -> None:
-    """Each answer says how much this caller has left, a refusal too; none of it is the upstream's."""
+    """Each answer says how much this caller has left, as we count it; a refusal does, too."""
     refusal = asked(endpoint).replace(MODEL_OF[endpoint].encode(), b"x" * len(MODEL_OF[endpoint]))
     for request, status in ((asked(endpoint), 200), (refusal, 404)):
         told = await ask(endpoints.port, request)

@@ -1,4 +1,4 @@
-"""Promise: on every endpoint nothing about the caller leaves, and nothing of the account comes back.
+"""Promise: on every endpoint nothing about the caller leaves, nothing of the account comes back.
 
 Canaries are in every header that callers are known to send, in the fields that name them, in
 fields nobody knows, and in the name of their file; the upstream has some in all of its headers.

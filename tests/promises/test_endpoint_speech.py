@@ -35,11 +35,8 @@ async def test_every_byte_arrives(
     upstream: ScriptedUpstream, client: AsyncOpenAI, endpoints: Gateway
 ) -> None:
     """3 MB of noise, with or without a length, are the same at the other end, for one price."""
-    upstream.plays(
-        [send(LENGTH), send(SOUND)],
-        [send(CHUNKED), *(chunk(SOUND[at : at + 65_536]) for at in range(0, len(SOUND), 65_536))]
-        + [send(LAST_CHUNK)],
-    )
+    pieces = [chunk(SOUND[at : at + 65_536]) for at in range(0, len(SOUND), 65_536)]
+    upstream.plays([send(LENGTH), send(SOUND)], [send(CHUNKED), *pieces, send(LAST_CHUNK)])
     left = await left_nanousd(endpoints)
     for number, kind in enumerate(("audio/wav", "audio/mpeg"), start=1):
         spoken = await client.audio.speech.create(model="speaker", input="Hi", voice="alloy")

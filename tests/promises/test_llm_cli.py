@@ -7,10 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.gateway import Gateway
-from tests.scripted_upstream import PATIENCE_S, ScriptedUpstream
+from tests.gateway import START_MAX_S, Gateway
+from tests.scripted_upstream import ScriptedUpstream
 
 #: As its documentation has it for "OpenAI-compatible models".
 MODELS = """
@@ -27,19 +25,19 @@ MODELS = """
 """
 
 
-@pytest.fixture
-def home(tmp_path: Path, endpoints: Gateway) -> Path:
-    """The command's own directory, with the instance's models."""
-    text = MODELS.format(base_url=endpoints.base_url)
-    (tmp_path / "extra-openai-models.yaml").write_text(text)
-    return tmp_path
+def own_directory(home: Path, gateway: Gateway) -> Path:
+    """A new one, with the instance's models."""
+    home.mkdir()
+    text = MODELS.format(base_url=gateway.base_url)
+    (home / "extra-openai-models.yaml").write_text(text)
+    return home
 
 
 async def llm(home: Path, *arguments: str) -> tuple[int | None, str]:
-    """Run the real command; returns its exit code and what it printed."""
+    """Run the real command in a directory of its own; returns its exit code and what it printed."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "llm", "prompt", "--no-log", *arguments),
-        # Without plugins: the package with the embedded model's weights is one, without its runtime.
+        # Without plugins: the embedded model's weights come as one, whose runtime isn't here.
         env={
             "PATH": os.environ["PATH"],
             "HOME": str(home),
@@ -51,20 +49,20 @@ async def llm(home: Path, *arguments: str) -> tuple[int | None, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    async with asyncio.timeout(3 * PATIENCE_S):
+    async with asyncio.timeout(START_MAX_S):
         printed, _ = await process.communicate()
     return process.returncode, printed.decode()
 
 
-async def test_command_line(upstream: ScriptedUpstream, home: Path) -> None:
+async def test_command_line(upstream: ScriptedUpstream, endpoints: Gateway, tmp_path: Path) -> None:
     """``llm -m free Hi`` prints the answer as it comes, by chats and by responses.
 
     A model that isn't there is an error in our words. One test, since each run takes seconds.
     """
     (chat, response, absent) = await asyncio.gather(
-        llm(home, "-m", "free", "-s", "Be short.", "Hi"),
-        llm(home, "-m", "free-response", "Hi"),
-        llm(home, "-m", "not-there", "Hi"),
+        llm(own_directory(tmp_path / "1", endpoints), "-m", "free", "-s", "Be short.", "Hi"),
+        llm(own_directory(tmp_path / "2", endpoints), "-m", "free-response", "Hi"),
+        llm(own_directory(tmp_path / "3", endpoints), "-m", "not-there", "Hi"),
     )
     assert chat == response == (0, "Hi\n")
     code, printed = absent

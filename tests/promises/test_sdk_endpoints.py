@@ -308,15 +308,18 @@ async def test_transcriptions_that_are_text_come_as_text(
     upstream.plays([send(text_answer(text))])
     result = await calls(client)[endpoint](**good(endpoint), response_format=response_format)
     assert result == text
-    assert ("response_format", response_format) in form_of(upstream.requests[0]).fields
+    (seen,) = upstream.requests
+    assert ("response_format", response_format) in form_of(seen).fields
+    assert seen.header("accept") == "*/*"
 
 
 def with_headers(client: AsyncOpenAI, endpoint: Endpoint) -> Callable[..., Any]:
     """The same call, giving the answer's headers too."""
-    return {
+    known: dict[Endpoint, Callable[..., Any]] = {
         "chat": client.chat.completions.with_raw_response.create,
         "completions": client.completions.with_raw_response.create,
         "embeddings": client.embeddings.with_raw_response.create,
         "responses": client.responses.with_raw_response.create,
         "images": client.images.with_raw_response.generate,
-    }[endpoint]
+    }
+    return known[endpoint]

@@ -58,7 +58,7 @@ async def test_every_endpoint_answers_node(
 async def test_refusals_have_their_classes_in_node(
     upstream: ScriptedUpstream, node: str, endpoints: Gateway
 ) -> None:
-    """What isn't let through is BadRequestError with its parameter, what isn't there NotFoundError."""
+    """What may not pass is BadRequestError with its parameter, what isn't there NotFoundError."""
     ((background, gif, other, unknown, retrieved, created),) = await printed_by(
         node, endpoints, "errors"
     )

@@ -118,7 +118,7 @@ async def test_calls_of_tools(upstream: ScriptedUpstream, client: AsyncOpenAI) -
         model="talker", messages=HELLO, tools=tools, tool_choice="required"
     ) as events:
         whole = await events.get_final_completion()
-    (asked,) = whole.choices[0].message.tool_calls or ()
+    (asked,) = whole.choices[0].message.tool_calls or []
     assert (asked.function.name, asked.function.arguments) == ("weather", '{"c":1}')
     assert [one["function"]["name"] for one in upstream.requests[0].json()["tools"]] == [
         "Weather",
@@ -226,7 +226,8 @@ async def test_responses_that_end_badly_say_so(
         more = {"error": {"code": "server_error", "message": "canary of the organisation"}}
     upstream.plays(stream(*response_stream("Hi", last, **more)))
     events = await client.responses.create(model="talker", input="Hi", stream=True)
-    *_, end = [one async for one in events]
+    seen: list[Any] = [one async for one in events]
+    end = seen[-1]
     assert end.type == f"response.{last}"
     assert end.response.status == last
     if last == "failed":
@@ -271,7 +272,8 @@ async def test_speech_as_events(upstream: ScriptedUpstream, client: AsyncOpenAI)
 async def test_transcription_stream(upstream: ScriptedUpstream, client: AsyncOpenAI) -> None:
     """The text comes in pieces, then as a whole."""
     stream = await client.audio.transcriptions.create(model="listener", file=MP3, stream=True)
-    piece, whole = [one async for one in stream]
+    seen: list[Any] = [one async for one in stream]
+    piece, whole = seen
     assert (piece.type, piece.delta) == ("transcript.text.delta", "Hi")
     assert (whole.type, whole.text) == ("transcript.text.done", "Hi")
     assert upstream.requests[0].header("accept") == "text/event-stream"
@@ -308,7 +310,7 @@ async def test_synchronous_streams(upstream: ScriptedUpstream, endpoints: Gatewa
             with client.responses.stream(model="talker", input="Hi") as response:
                 answered = response.get_final_response().output_text
             with client.images.generate(model="painter", prompt="a cat", stream=True) as images:
-                drawn = [one.type for one in images]
+                drawn: list[str] = [one.type for one in images]
             with client.audio.transcriptions.create(
                 model="listener", file=MP3, stream=True
             ) as heard:

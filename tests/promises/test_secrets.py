@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from freeapi.config import Config, load
+from freeapi.embedded import Embedded
 from freeapi.gateway import Gateway as Application
 from freeapi.journal import Journal
-from freeapi.local import LocalModel
 from tests.answers import error
 from tests.conftest import StartGateway
 from tests.gateway import POOL_KEY, Gateway, run
@@ -236,8 +236,8 @@ async def test_no_repr_shows_it(tmp_path: Path) -> None:
         "FREEAPI_DAILY_USD": "off",
     }
     config: Config = load(environ, None, read_file=lambda path: "")
-    local: LocalModel | None = None
-    application = Application(config, Journal(None, "error", float), local)
+    journal = Journal(None, "error", float)
+    application = Application(config, journal, Embedded(journal), None)
     found = list(reachable([application, config]))
     holders = [one for one in found if isinstance(one, bytes | str) and CANARY in str(one)]
     assert len(holders) >= 2, "the walk hasn't come to where the key is"

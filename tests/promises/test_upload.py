@@ -135,7 +135,7 @@ async def begin(uploading: Caller, rest_bytes: int) -> None:
 async def test_wrong_field_behind_the_file_ends_it(
     upstream: ScriptedUpstream, endpoints: Gateway
 ) -> None:
-    """What may not pass is a 400 even after the file has left; the upstream got no whole request."""
+    """What may not pass is a 400 even after the file; the upstream got no whole request."""
     left = await left_nanousd(endpoints)
     wrong = b"\r\n" + part("user", b"canary") + part("model", b"scribe") + END
     async with caller(endpoints.port) as uploading:
@@ -236,7 +236,7 @@ async def test_callers_own_mistake_comes_back(
 
 
 async def test_duration_is_a_usage_too(upstream: ScriptedUpstream, endpoints: Gateway) -> None:
-    """A transcription that is billed by the second has its text, words and seconds; the unit's price."""
+    """One that is billed by the second has its text, words and seconds, at the file's price."""
     left = await left_nanousd(endpoints)
     words = [{"word": "Hi", "start": 0.0, "end": 0.5}]
     told = {"task": "transcribe", "language": "english", "duration": 0.5, "text": "Hi"}

@@ -1,4 +1,4 @@
-"""Promise: every endpoint goes to the upstreams that the operator wrote down for it, in their order.
+"""Promise: every endpoint goes to the upstreams that the operator wrote down, in their order.
 
 An upstream that can't is fallen back from where that is safe, to another one or to the embedded
 model; what could be billed twice, or can't be sent again, isn't. Chat alone is in
@@ -128,12 +128,12 @@ async def test_file_is_sent_once(
 async def test_unreachable_upstream_is_fallen_back_from(
     upstream: ScriptedUpstream, start: Any
 ) -> None:
-    """Where nothing listens nothing was sent: on every endpoint the other answers, for forms too."""
+    """Where nothing listens nothing was sent: on every endpoint, forms too, the other answers."""
     upstream.script = answer_any
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         gateway = await start(one_then_two(nobody.getsockname()[1], upstream.port))
-        for endpoint in reversed(PATHS):  # forms first, while nobody knows it
+        for endpoint in reversed(list(PATHS)):  # forms first, while nobody knows it
             assert answered(endpoint, await ask(gateway.port, asked(endpoint)))
     assert len(upstream.requests) == len(PATHS)
 

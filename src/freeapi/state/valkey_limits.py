@@ -255,14 +255,15 @@ class SharedLimits:
         argument = {**report._asdict(), "node": self._node, "now": self._now()}
         await self._call(self._tell, msgspec.msgpack.encode(argument))
 
-    async def secret(self, day: int) -> bytes:
+    async def secret(self, day: int, known: bytes | None = None) -> bytes:
         """The random secret of that UTC day, made by whoever asks first. Raises StoreUnavailable.
 
         Where it comes from is the system's source of chance, never anything of a caller's.
+        ``known``: what it was, for a store that has forgotten.
         """
         key = b"%b:secret:%d" % (self._namespace, day)
         ttl = b"%d" % _SECRET_TTL_S
-        mine = secrets.token_bytes(_SECRET_BYTES)
+        mine = known or secrets.token_bytes(_SECRET_BYTES)
         made = self._store.command(b"SET", key, mine, b"NX", b"EX", ttl)
         secret, _ = await self._store.command(b"GET", key), await made
         if not isinstance(secret, bytes):
@@ -274,6 +275,7 @@ class SharedLimits:
         argument = {"node": self._node, "alive_s": ALIVE_S, "now": self._now()}
         packed = msgspec.msgpack.encode(argument)
         self._epoch = await self._store.call_early(self._enter, self._namespace, packed)
+        self._news_seen = 0  # the store may have lost its state, and counts its news anew
         for ticket, end in list(self._ends.items()):
             self._send_end(ticket, end)
 

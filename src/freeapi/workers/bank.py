@@ -104,9 +104,12 @@ class LinkLeases:
         self._link = link
         self._number = 0
         self._asked: dict[int, asyncio.Future[list[Leased] | None]] = {}
+        self._is_cut = False
 
     async def write(self, orders: Sequence[Order]) -> list[Leased]:
         """Put the orders through, durably. Raises StoreUnavailable."""
+        if self._is_cut:
+            raise StoreUnavailable(retry_after_s=_RETRY_S)
         self._number += 1
         number = self._number
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
@@ -127,6 +130,7 @@ class LinkLeases:
 
     def cut(self) -> None:
         """The supervisor is gone: nothing more is leased."""
+        self._is_cut = True
         for asked in self._asked.values():
             if not asked.done():
                 asked.set_result(None)

@@ -40,8 +40,10 @@ from freeapi.live_line import LiveLine, Numbers
 from freeapi.local import LocalModelError
 from freeapi.local.model import end, next_pause_s
 from freeapi.measures import DEFINITIONS, Families, merge, pack
+from freeapi.metrics import Metrics
 from freeapi.pages.admin import AdminPages, is_loopback
 from freeapi.pages.course import Course, Pulse
+from freeapi.pages.gauges import watch_process
 from freeapi.pages.operator import OperatorPages
 from freeapi.reload import Reloader, Sources, unchangeable
 from freeapi.serve import signals
@@ -105,7 +107,8 @@ async def _supervise(
     try:
         host, port = await supervisor.start(count)
         print(banner(config, host, port), flush=True)
-        reloader = Reloader(sources, read, supervisor.reload, journal, asked)
+        told = supervisor.count_reload
+        reloader = Reloader(sources, read, supervisor.reload, journal, asked, told=told)
         watching = [loop.create_task(reloader.run(), name="reload")]
         if line is not None:
             watching.append(loop.create_task(line.show(lambda: Numbers.of(supervisor.counted()))))
@@ -132,11 +135,8 @@ class Worker:
         self.link: Link | None = None
         self.report = Report(b"", [])
         self.ready: asyncio.Future[Ready] | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it accepts callers."""
-        return self.link is not None and self.ready is not None and self.ready.done()
+        #: Ends when all that this life has said is heard.
+        self.listening: asyncio.Task[None] | None = None
 
 
 class Supervisor:
@@ -156,6 +156,9 @@ class Supervisor:
         self._keepers: list[asyncio.Task[None]] = []
         #: What workers counted that are no more.
         self._retired = b""
+        #: What is the supervisor's own: reloads, its process.
+        self._metrics = Metrics(())
+        watch_process(self._metrics)
         self._deadlines = Deadlines(self._loop, 1.0)
         self._course = Course(self.counted)
         self._pulse = Pulse(self._loop, time.time, self._course.take)
@@ -252,7 +255,7 @@ class Supervisor:
         worker.link = link = await Link.over(ours)
         ready: asyncio.Future[Ready] = self._loop.create_future()
         worker.ready = ready
-        listening = self._loop.create_task(self._listen(worker, link), name="link")
+        worker.listening = self._loop.create_task(self._listen(worker, link), name="link")
         link.say(self._orders())
         exiting = self._loop.create_task(process.wait())
         await asyncio.wait(
@@ -261,7 +264,6 @@ class Supervisor:
         if ready.done():
             self._journal.event("worker_ready", worker=worker.number, pid=process.pid)
             return await ready
-        listening.cancel()
         await end(process, 0.0)
         raise WorkerFailed("a worker ended before it was ready; what it says above tells why")
 
@@ -269,6 +271,7 @@ class Supervisor:
         assert self._port is not None, "it is reserved before workers start"
         flags = {
             **self._flags,
+            "HOST": self._config.host,
             "PORT": str(self._port.getsockname()[1]),
             "FREEAPI_ADMIN_ADDR": "off",
         }
@@ -299,6 +302,8 @@ class Supervisor:
         while worker.process is not None:
             since_s = self._loop.time()
             status = await worker.process.wait()
+            assert worker.listening is not None, "it has been started"
+            await worker.listening  # what it said last, before what it had is counted as spent
             self._retire(worker)
             pause_s = next_pause_s(pause_s, self._loop.time() - since_s)
             self._journal.event("worker_exit", worker=worker.number, status=status, wait_s=pause_s)
@@ -322,7 +327,11 @@ class Supervisor:
     def counted(self) -> Families:
         """All workers' metrics, and what those counted that are no more."""
         latest = [self._retired, *(one.report.metrics for one in self._workers)]
-        return merge([one for one in latest if one])
+        return merge([self._metrics.snapshot(), *(one for one in latest if one)])
+
+    def count_reload(self, is_ok: bool) -> None:
+        """For the metrics: one was taken over by all, or refused."""
+        self._metrics.reloaded(is_ok=is_ok)
 
     async def _open_bank(self, config: Config) -> None:
         """Open the ledger if there is money to count and it isn't open. Raises LedgerError."""

@@ -1,12 +1,14 @@
 """The worker's end of the line to its supervisor.
 
 ``Post`` hears what the supervisor says (stop, reload, what was leased) and reports once a second.
-A worker without its supervisor drains and ends.
+A worker without its supervisor drains and ends; one that drains already ends at once, as after a
+second Ctrl-C.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -98,6 +100,8 @@ class Post:
                     self.embedded.socket_path = message.local_socket
                     asked.set()
         except LineCut:
+            if stop.is_set():
+                os._exit(1)
             if self.leases is not None:
                 self.leases.cut()
             stop.set()
