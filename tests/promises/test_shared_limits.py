@@ -87,7 +87,7 @@ async def at_all(trio: list[Gateway], data: bytes, count: int = ASKED) -> list[A
     """The same request so many times at once, spread over the gateways."""
     ports = cycle([one.port for one in trio])
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(ask(port, data)) for _, port in zip(range(count), ports)]
+        tasks = [group.create_task(ask(port, data)) for _, port in zip(range(count), ports, strict=False)]
     return [task.result() for task in tasks]
 
 
@@ -153,9 +153,7 @@ async def test_requests_a_day_hold_over_all(
     assert {number(one, "retry-after") > 0 for one in answers if one.status == 429} == {True}
 
 
-async def test_concurrency_holds_over_all(
-    upstream: ScriptedUpstream, trio: list[Gateway]
-) -> None:
+async def test_concurrency_holds_over_all(upstream: ScriptedUpstream, trio: list[Gateway]) -> None:
     """Of a crowd at three gateways exactly as many as may be are in flight; places come back."""
     release = asyncio.Event()
     upstream.plays([pause(release), *says("Hi")])
@@ -170,7 +168,7 @@ async def test_concurrency_holds_over_all(
 
     ports = cycle([one.port for one in trio])
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(ask_and_count(port)) for _, port in zip(range(ASKED), ports)]
+        tasks = [group.create_task(ask_and_count(port)) for _, port in zip(range(ASKED), ports, strict=False)]
     answers = [task.result() for task in tasks]
     assert admitted(answers, "concurrency_exceeded") == len(upstream.requests) == CONCURRENCY
     again = await at_all(trio, asks("tok-concurrency"), CONCURRENCY)
@@ -201,7 +199,8 @@ async def test_key_that_is_dead_at_one_is_dead_at_all(
         assert (await ask(trio[0].port, asks("tok-any"))).text() == "Hi"
     async with asyncio.timeout(NEWS_MAX_S):
         for pool in pools:
-            while not (await pool.states())["AAAA"].startswith("dead"):
+            while not (state := await pool.states())["AAAA"].startswith("dead"):
+                assert state["BBBB"] == "ok"
                 await asyncio.sleep(0.01)  # a page can only be looked at
     answers = await at_all(trio, asks("tok-any"), 10 * COUNT)
     assert {one.text() for one in answers} == {"Hi"}

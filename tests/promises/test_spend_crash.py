@@ -16,29 +16,25 @@ from pathlib import Path
 import pytest
 
 from tests.answers import answer, chat_json
+from tests.biller import DEAR, Biller, Load
 from tests.conftest import StartGateway, upstream_settings
 from tests.crowd import events
 from tests.gateway import TROUBLE, UNLIMITED_MODEL, Gateway, run
 from tests.money import (
     PRICES,
     cap,
-    ceiling_nanousd,
     cost_nanousd,
     left_becomes,
     left_nanousd,
 )
-from tests.raw_client import ask, caller, chat
+from tests.raw_client import ask, caller
 from tests.scripted_upstream import (
     PATIENCE_S,
-    Exchange,
-    Request,
-    Script,
     ScriptedUpstream,
     listening_socket,
     send,
 )
 
-DEAR = chat(max_tokens=1_000)
 #: Enough for 93 requests at their worst case; a slice is one request.
 CAP = 200_000_000
 #: So many ledgers, each for as many lives of a gateway.
@@ -46,58 +42,6 @@ CAREERS, LIVES = 5, 12
 SPENDERS = 12
 #: Of all callers in one life.
 REQUESTS_MAX = 80
-
-
-class Biller:
-    """An upstream that takes its time, and what it bills."""
-
-    def __init__(self, upstream: ScriptedUpstream, chance: random.Random) -> None:
-        self.upstream = upstream
-        self.billed_nanousd = 0
-        self._chance = chance
-        upstream.script = self._serve
-
-    def _serve(self, request: Request) -> Script:
-        worst = ceiling_nanousd(request)
-        self.billed_nanousd += worst
-        used = 30, self._chance.randrange(1_000)
-        turns = self._chance.randrange(30)
-
-        async def settle(exchange: Exchange) -> None:
-            for _ in range(turns):  # others get in between, and so does the kill
-                await asyncio.sleep(0)
-            await exchange.send(answer(200, chat_json("Hi", *used)))
-            self.billed_nanousd += cost_nanousd(*used) - worst
-
-        return [settle]
-
-
-class Load:
-    """Callers who ask and ask again until nobody answers."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._asked = 0
-        self._news = asyncio.Event()
-
-    async def caller(self) -> None:
-        """One of them."""
-        try:
-            async with caller(self._port) as connection:
-                while True:
-                    await connection.send(DEAR)
-                    self._asked += 1
-                    self._news.set()
-                    await connection.answer()
-        except (OSError, EOFError):
-            return
-
-    async def reaches(self, count: int) -> None:
-        """Wait until so many requests have been sent, answered in whichever way."""
-        async with asyncio.timeout(PATIENCE_S):
-            while self._asked < count:
-                self._news.clear()
-                await self._news.wait()
 
 
 async def live(home: Path, biller: Biller, chance: random.Random) -> None:

@@ -112,7 +112,7 @@ class SiteFacts(msgspec.Struct, frozen=True, kw_only=True):
             "chat_hidden": _hidden(not chat),
             "no_chat_hidden": _hidden(bool(chat)),
             "others_hidden": _hidden(self.is_demo),
-            "share_hidden": _hidden(share is None),
+            "share_hidden": _hidden(share is None or self.is_free),
             "samples": _samples(chat, texts["copy"], needs_token=self.needs_token),
             "model_choice": _model_choice(chat),
             "models": "\n".join(_row(model, texts) for model in self.models),
