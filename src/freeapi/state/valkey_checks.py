@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-import libvalkey
-
-from freeapi.state.valkey import Store
+from freeapi.state.valkey import Store, StoreRefused
 
 #: WAITAOF came with Redis 7.2, from which Valkey comes.
 VERSION_MIN: Final = (7, 2)
@@ -85,7 +83,7 @@ async def _setting(store: Store, name: bytes) -> str | None:
     """None where the server doesn't say (managed ones hide CONFIG)."""
     try:
         answer: list[Any] = await store.command(b"CONFIG", b"GET", name)
-    except libvalkey.ReplyError:
+    except StoreRefused:
         return None
     return answer[1].decode() if len(answer) == 2 else None
 

@@ -17,10 +17,9 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-import libvalkey
 import msgspec
 
-from freeapi.state.valkey import NAMESPACE, Store, StoreUnavailable
+from freeapi.state.valkey import NAMESPACE, Script, Store, StoreRefused, StoreUnavailable
 
 #: `everysec` syncs once a second, a busy disk later; then the order counts as failed.
 SYNC_TIMEOUT_S: Final = 3.0
@@ -73,7 +72,7 @@ class LeaseStore:
         self._store_time = store_time
         self._node = secrets.token_hex(8)
         self._number = 0
-        self._lease = store.know("meter", "lease")
+        self._lease = Script.load("meter", "lease").source
 
     async def write(self, orders: Sequence[Order]) -> list[Leased]:
         """As ``Leases``: one atomic function, and its sync, in one write."""
@@ -85,11 +84,13 @@ class LeaseStore:
             "now": False if self._store_time is None else self._store_time(),
         }
         packed = msgspec.msgpack.encode(argument)
-        written = self._store.call(self._lease, self._namespace, packed)
+        # Not by its hash: a server that had forgotten it would get it again after the WAITAOF,
+        # which would then speak of what was written before.
+        written = self._store.command(b"EVAL", self._lease, b"1", self._namespace, packed)
         synced = self._store.command(b"WAITAOF", b"1", b"0", b"%d" % (SYNC_TIMEOUT_S * 1_000))
         try:
             answer, (on_disk, _) = await written, await synced
-        except libvalkey.ReplyError as error:  # an older server, or appendonly was switched off
+        except StoreRefused as error:  # an older server, or appendonly was switched off
             raise StoreUnavailable(retry_after_s=RETRY_S) from error
         leased = [Leased(*map(int, one)) for one in msgspec.msgpack.decode(answer)]
         if on_disk < 1 or len(leased) != len(orders):

@@ -31,7 +31,7 @@ import msgspec
 
 from freeapi.policy.limits import CallerLimits
 from freeapi.policy.meter import Meter
-from freeapi.state.valkey import Script, Store, StoreUnavailable
+from freeapi.state.valkey import NAMESPACE, Script, Store, StoreUnavailable
 from freeapi.state.valkey_questions import (
     GRANTED,
     UNKNOWN_NODE,
@@ -44,8 +44,6 @@ from freeapi.state.valkey_questions import (
     refusal,
 )
 
-#: All keys of the store begin with it; the braces put them into one slot of a cluster.
-NAMESPACE: Final = b"{freeapi}"
 #: How often a gateway is heard, and hears of keys: news within a second (issue 7).
 BEAT_S: Final = 0.5
 #: Not heard for as long, a gateway is dead; its slots are free one beat of another's later.

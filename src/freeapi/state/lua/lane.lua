@@ -140,7 +140,12 @@ local function after_those_before(m, r, model, caller, a, ticket, tokens, now)
       if other == caller then return due end
       local b = load_account(model, other)
       -- An expired one is taken out while we count: the pages after it begin one earlier.
-      if prune(model, other, b, now) > 0 then add(b.waiters[1]) else start = start - 1 end
+      if prune(model, other, b, now) > 0 then
+        add(b.waiters[1])
+      else
+        call('ZREM', turn_key(model), other) -- so that each round is over
+        start = start - 1
+      end
     end
     if #callers < page then return due end
     start = start + page
