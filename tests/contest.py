@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from tests.crowd import caller_from
 from tests.raw_client import chat
@@ -49,20 +49,15 @@ class Contest:
     @asynccontextmanager
     async def between(self, loops: dict[str, int]) -> AsyncIterator[None]:
         """Each address asks in so many loops at once, as long as the block lasts."""
-        loop = asyncio.get_running_loop()
-        tasks = [
-            loop.create_task(self._ask(address, self._ports[(first + number) % len(self._ports)]))
-            for first, (address, count) in enumerate(loops.items())
-            for number in range(count)
-        ]
-        try:
+        async with asyncio.TaskGroup() as group:  # so that a loop that fails ends the contest
+            tasks = [
+                group.create_task(self._ask(address, self._ports[(first + one) % len(self._ports)]))
+                for first, (address, count) in enumerate(loops.items())
+                for one in range(count)
+            ]
             yield
-        finally:
             for task in tasks:
                 task.cancel()
-            for task in tasks:
-                with suppress(asyncio.CancelledError):
-                    await task
 
     async def is_short(self) -> None:
         """Until a flood's ninth is refused: what had gathered is used up, and all wait."""

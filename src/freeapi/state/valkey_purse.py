@@ -1,14 +1,18 @@
 """The money of several gateways under one set of caps: each spends from slices that it leases.
 
 ``SharedPurse`` does for several gateways what ``ledger.Purse`` does for one, with the same
-``reserve``, ``status``, ``reconfigure`` and ``close``; a request costs no round trip while its slice
-lasts.
+``reserve``, ``status``, ``reconfigure`` and ``close``; a request costs no round trip while its
+slice lasts.
 
 What this is not: how much to lease is ``valkey_slices``, where it is kept ``valkey_leases``; a
 caller's share of the day is decided with its limits (``valkey_limits``).
 
+Plan: orders are made when a slice runs low or grows too large, when someone asks what is left, and
+now and then for a slice that nobody uses: what is left of the cap may have become so little that it
+should go back.
+
 Invariants:
-- In each gateway what is used <= what is leased in memory <= what is leased in the store and synced.
+- In each gateway: used <= leased in memory <= leased in the store, and synced.
 - A refused request has taken nothing. Requests that wait are served in their order, but for those
   for which there is no money.
 - One order is under way at a time; while none gets through, only what is leased may be spent.
@@ -21,13 +25,18 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from freeapi.errors import FreeApiError, LedgerUnavailable, ShuttingDown
-from freeapi.policy.budget import ALL, Caps, Status
+from freeapi.policy.budget import ALL, DAY_S, Caps, Status
 from freeapi.state.valkey import StoreUnavailable
 from freeapi.state.valkey_leases import RETRY_S, Leases
 from freeapi.state.valkey_slices import SLICES_PER_CAP, Account, SharedReservation, end_of
+
+#: What is left is asked anew where the last answer is older, which shows on a page only.
+_STALE_S: Final = 2.0
+#: How often a slice is looked at that nobody uses.
+REVIEW_S: Final = 30.0
 
 
 class _Waiter(NamedTuple):
@@ -57,9 +66,15 @@ class SharedPurse:
         self._has_failed = False
         self._is_closed = False
         self._is_due = False
+        #: Each account is to be heard of, though no order is due.
+        self._is_asking = False
         self._accounts: tuple[Account, ...] = ()
+        #: Those, and others of these days: a cap that is off for a while, a clock that was set back.
+        self._known: dict[tuple[str, str], Account] = {}
         self._rolls_at_s = 0.0
         self._roll(clock())
+        self._ask_soon()
+        self._review_timer = self._loop.call_later(REVIEW_S, self._review)
 
     async def reserve(self, upstream: str, caller: bytes, amount_nanousd: int) -> SharedReservation:
         """Take a request's worst case; waits only while too little is leased.
@@ -95,8 +110,11 @@ class SharedPurse:
         self.order_soon()
 
     def status(self) -> Status:
-        """What is left, as of this gateway's last order."""
+        """What is left, as of this gateway's last order; one is made if that is long ago."""
         self._roll_if_due()
+        old_s = self._loop.time() - _STALE_S
+        if any(one.heard_s < old_s for one in self._accounts):
+            self._ask_soon()
         left = {one: max(0, one.cap - one.others - one.used) for one in self._accounts}
         shared = [one for one in self._accounts if one.scope == ALL]
         least = min(shared, key=left.__getitem__, default=None)
@@ -111,6 +129,7 @@ class SharedPurse:
     async def close(self) -> None:
         """Give back what isn't used. Reservations that are open still count as spent."""
         self._is_closed = True
+        self._review_timer.cancel()
         self._fail_waiters(ShuttingDown)
         if self._writing is not None:
             await asyncio.wait([self._writing])
@@ -126,6 +145,15 @@ class SharedPurse:
         if self._writing is None and not self._is_closed:
             self._writing = self._loop.create_task(self._order(), name="purse")
 
+    def _ask_soon(self) -> None:
+        self._is_asking = True
+        self.order_soon()
+
+    def _review(self) -> None:
+        self._review_timer = self._loop.call_later(REVIEW_S, self._review)
+        if any(one.left > 0 for one in self._accounts):
+            self._ask_soon()
+
     async def _order(self) -> None:
         """Write what is due, until nothing is."""
         try:
@@ -138,7 +166,8 @@ class SharedPurse:
 
     async def _order_once(self) -> None:
         self._count_wanted()
-        orders = ((one, one.order(is_probe=self._has_failed)) for one in self._accounts)
+        is_probe, self._is_asking = self._has_failed or self._is_asking, False
+        orders = ((one, one.order(is_probe=is_probe)) for one in self._accounts)
         made = [(one, order) for one, order in orders if order is not None]
         if not made:
             self._serve()
@@ -163,6 +192,7 @@ class SharedPurse:
         for waiter in self._waiters:
             for account in self._accounts_of(waiter.upstream):
                 account.wanted += waiter.amount_nanousd
+                account.amount = waiter.amount_nanousd
 
     def _serve(self) -> None:
         """Let those that waited reserve, or refuse them; those who came meanwhile wait on."""
@@ -210,13 +240,16 @@ class SharedPurse:
         upstreams = sorted(caps.upstream_daily_nanousd.items())
         wanted += [(f"upstream:{name}", day, cap) for name, cap in upstreams]
         smallest = min((cap for _, _, cap in wanted[:2] if cap is not None), default=None)
-        known = {(one.scope, one.period): one for one in self._accounts}
+        known = self._known = {
+            name: one for name, one in self._known.items() if utc_s < end_of(one.period) + DAY_S
+        }
         accounts = []
         for scope, period, cap in wanted:
             if cap is None:
                 continue
             slice_max = min(cap, cap if smallest is None else smallest) // SLICES_PER_CAP
-            account = known.get((scope, period)) or Account(scope, period, cap, slice_max)
+            name = scope, period
+            account = known[name] = known.get(name) or Account(scope, period, cap, slice_max)
             account.cap_at(cap, slice_max)
             accounts.append(account)
         self._accounts = tuple(accounts)

@@ -44,6 +44,7 @@ class Account:
         "amount",
         "cap",
         "checked_s",
+        "heard_s",
         "leased",
         "others",
         "pending",
@@ -66,12 +67,13 @@ class Account:
         self.reserved = 0
         #: What of it the store has heard of as reserved.
         self.reported = 0
-        #: The last reservation's.
+        #: The last request's; 0: none has come yet.
         self.amount = 0
         #: As of the last answer: the other gateways', and what of it may come back.
         self.others = 0
         self.pending = 0
-        #: When the store last said that there is no more; loop time.
+        #: When the store last answered, and when it last said that there is no more; loop time.
+        self.heard_s = -math.inf
         self.checked_s = -math.inf
         #: What requests wait for.
         self.wanted = 0
@@ -86,7 +88,7 @@ class Account:
         """Shrinks with what is left of the cap; nothing where it is too small for a request."""
         rest = self.cap - self.others - self.used
         slice_ = min(self._slice_max, rest // SLICES_PER_REST)
-        return slice_ if slice_ >= self.amount else 0
+        return slice_ if slice_ >= self.amount > 0 else 0
 
     @property
     def is_stale(self) -> bool:
@@ -99,7 +101,7 @@ class Account:
         self.cap = cap
         self._slice_max = slice_max
         self.checked_s = -math.inf
-        self.leased = max(min(self.leased, self.used), min(self.leased, cap - self.others))
+        self.leased = self._within_cap(self.leased)
 
     def order(self, *, is_last: bool = False, is_probe: bool = False) -> Order | None:
         """What should be leased, if it isn't; a probe is made all the same."""
@@ -115,7 +117,9 @@ class Account:
 
     def take_over(self, order: Order, leased: Leased, now_s: float) -> None:
         """The answer to the order."""
-        self.leased, self.others, self.pending = leased
+        self.heard_s = now_s
+        self.others, self.pending = leased.others, leased.pending
+        self.leased = self._within_cap(leased.mine)  # it may have been lowered meanwhile
         if leased.mine < order.wanted:
             self.checked_s = now_s
 
@@ -137,6 +141,10 @@ class Account:
             whose=whose,
             resets_at=f"{datetime.fromtimestamp(resets_at_s, UTC):%Y-%m-%dT%H:%M:%SZ}",
         )
+
+    def _within_cap(self, leased: int) -> int:
+        """As much of it as the cap allows, but not less than what is used already."""
+        return max(min(leased, self.used), min(leased, self.cap - self.others))
 
     def _whose(self) -> str:
         """Callers don't learn the names of upstreams."""

@@ -32,7 +32,6 @@ from freeapi import __version__
 from freeapi.banner import banner
 from freeapi.config import Config
 from freeapi.embedded import Embedded
-from freeapi.gateway import CannotListen, listen_for_operator, server_limits
 from freeapi.http.deadlines import Deadlines
 from freeapi.http.server import Server
 from freeapi.journal import Journal
@@ -45,6 +44,7 @@ from freeapi.pages.admin import AdminPages, is_loopback
 from freeapi.pages.course import Course, Pulse
 from freeapi.pages.gauges import watch_process
 from freeapi.pages.operator import OperatorPages
+from freeapi.ports import CannotListen, listen_for_operator, server_limits
 from freeapi.reload import Reloader, Sources, unchangeable
 from freeapi.serve import signals
 from freeapi.state.ledger import Ledger, LedgerError

@@ -40,8 +40,12 @@ for i, order in ipairs(q.orders) do
   local granted = max(order.kept, min(order.wanted, order.cap - others))
   local pending = 0
   if granted < order.wanted then pending = reserved_by_others(key, order.scope, mine) end
-  call('HSET', key, order.scope, whole(others + granted),
-       mine, pack({granted, order.reserved, now}))
+  call('HSET', key, order.scope, whole(others + granted))
+  if granted == 0 and order.reserved == 0 then
+    call('HDEL', key, mine)
+  else
+    call('HSET', key, mine, pack({granted, order.reserved, now}))
+  end
   call('EXPIRE', key, KEPT_S)
   answers[i] = {granted, others, pending}
 end
