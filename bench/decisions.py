@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import uvloop
 
-from freeapi.gate import Gate, Visitor
+from freeapi.gate import Gate, Visitor, new_secret
 from freeapi.http.wire import Peer, Request
 from freeapi.journal import Journal
 from freeapi.policy import failures
@@ -53,6 +53,7 @@ class Path:
             models=[MODEL],
             now=now,
             journal=journal,
+            secret=new_secret,
         )
         keys = tuple(KeySpec(f"{number:04}", b"%d" % number) for number in range(10))
         self.keys = KeyPool([UpstreamKeys("openai", keys)], lambda: 0.5)

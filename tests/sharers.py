@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -20,9 +22,11 @@ from freeapi.state.valkey import Store
 from freeapi.state.valkey_leases import LeaseStore, Order
 from freeapi.state.valkey_limits import Report, SharedLimits
 from freeapi.state.valkey_purse import SharedPurse
-from freeapi.state.valkey_questions import Ask
+from freeapi.state.valkey_questions import Ask, Verdict, question_of
 from tests.valkey_server import ValkeyServer
 
+#: Short, since tests wait for it; a paused server answers never.
+TIMEOUT_S = 0.2
 DAY_S = 86_400
 #: Noon of some day, in the tests' own time.
 NOON_S = 20_000.5 * DAY_S
@@ -144,3 +148,45 @@ async def idle(purse: SharedPurse) -> None:
     """Wait until its orders are through."""
     while purse._writing is not None:
         await asyncio.wait([purse._writing])
+
+
+async def asked(shared: SharedLimits, request: Ask, ticket: str, ttl_s: float = 1.5) -> Verdict:
+    """One question of a waiter, without the waiting."""
+    question = question_of(request, ticket, ttl_s)
+    question.asked = 1
+    return await shared._ask(request, question)
+
+
+def slow(cost: int = 10, caller: bytes = b"caller01") -> Ask:
+    """For a model of one request a second at most, and one at once."""
+    return ask(caller, rates=Rates(6, None), tokens=1, cost=cost)
+
+
+class Heard:
+    """What the store reports, and a way to wait for it."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self._new = asyncio.Event()
+
+    def __call__(self, word: str) -> None:
+        self.words.append(word)
+        self._new.set()
+
+    async def until(self, count: int) -> None:
+        """Wait until so many were reported."""
+        while len(self.words) < count:
+            self._new.clear()
+            await self._new.wait()
+
+
+async def started(server: ValkeyServer, heard: Heard) -> Store:
+    """A store that is up."""
+    store = Store(server.url, timeout_s=TIMEOUT_S, report=heard)
+    await store.start()
+    return store
+
+
+def answers(futures: list[asyncio.Future[Any]]) -> Awaitable[list[Any]]:
+    """All of them, errors as values."""
+    return asyncio.gather(*futures, return_exceptions=True)

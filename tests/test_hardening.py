@@ -87,5 +87,6 @@ def test_a_system_that_refuses_stops_the_start(tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stderr
     assert done.stderr == (
-        "freeapi can't start: PR_SET_DUMPABLE is refused: Operation not permitted\n"
+        "freeapi can't start: PR_SET_DUMPABLE is refused: Operation not permitted. "
+        "A sandbox around it (seccomp) forbids that: let it call prctl.\n"
     )

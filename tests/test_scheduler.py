@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from freeapi.errors import CapacityExceeded, ConcurrencyExceeded, RateLimitExceeded, UpstreamRefused
-from freeapi.gate import Gate, Visitor
+from freeapi.gate import Gate, Visitor, new_secret
 from freeapi.journal import Journal
 from freeapi.policy.callers import CallerId
 from freeapi.policy.failures import KEY_DEAD, RATE_LIMITED
@@ -44,6 +44,7 @@ class Site:
             models=[self.model],
             now=now,
             journal=journal,
+            secret=new_secret,
         )
         self.keys = KeyPool([upstream_keys("u", ("tail",))], lambda: 0.0)
         self.scheduler = Scheduler(gate, self.keys, queue_s)
@@ -102,7 +103,7 @@ async def test_nothing_waits_while_there_is_enough() -> None:
         asking.send(None)
     grant: Grant = returned.value.value
     before = repr(site.scheduler)
-    grant.settle(1, 1, 0)
+    grant.settle(1, 1, 0, 0)
     assert repr(site.scheduler) == before == "<Scheduler <FairQueue: 0 of 0 callers []>>"
 
 
@@ -227,7 +228,7 @@ async def test_keys_that_are_dead_are_not_waited_for() -> None:
     site.keys.failed(held.lease, RATE_LIMITED, site.now(), 20)
     waiting = await site.waits(b"b")
     site.keys.failed(held.lease, KEY_DEAD, site.now())
-    held.settle(1, 1, 0)
+    held.settle(1, 1, 0, 0)
     with pytest.raises(UpstreamRefused):
         await soon(waiting)
 
@@ -260,13 +261,13 @@ async def test_settling_twice_counts_once() -> None:
     """After a grant has been settled or cancelled, neither changes anything."""
     site = Site(tpm=600)
     grant = await site.grant(b"a", 600)
-    grant.settle(300, 100, 0)
-    grant.settle(0, 0, 0)
+    grant.settle(300, 100, 0, 0)
+    grant.settle(0, 0, 0, 0)
     grant.cancel()
     assert (await site.grant(b"b", 200)).is_open
     site = Site(queue_s=0, tpm=600)
     grant = await site.grant(b"a", 600)
-    grant.settle(0, 0, 1)
+    grant.settle(0, 0, 1, 0)
     with too_busy():
         await site.grant(b"b", 200)
 
@@ -279,7 +280,7 @@ async def test_cost_of_those_who_waited_is_corrected() -> None:
     second, first = await site.waits(b"a", 200), await site.waits(b"b", 200)
     held.cancel()
     await soon(lavish)
-    (await soon(thrifty)).settle(1, 0, 0)
+    (await soon(thrifty)).settle(1, 0, 0, 0)
     assert (await soon(first)).is_open
     assert not second.done()
     await abandon(second)
@@ -294,7 +295,7 @@ async def test_newcomer_need_not_catch_up_with_reservations() -> None:
     held.cancel()
     under_way = await soon(first)
     newcomer = await site.waits(b"new", 290)
-    under_way.settle(1, 0, 0)  # which is enough for two of them
+    under_way.settle(1, 0, 0, 0)  # which is enough for two of them
     assert (await soon(newcomer)).is_open
     assert (await soon(flood[0])).is_open
     assert not flood[1].done()

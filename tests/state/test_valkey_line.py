@@ -9,22 +9,10 @@ import pytest
 from freeapi.errors import CapacityExceeded
 from freeapi.policy.limits import CallerLimits
 from freeapi.policy.meter import Rates
-from freeapi.state.valkey_limits import SharedAdmission, SharedLimits
-from freeapi.state.valkey_questions import Ask, Verdict, question_of
-from tests.sharers import Limiters, ask, refusal, settled
+from freeapi.state.valkey_limits import SharedAdmission
+from freeapi.state.valkey_questions import question_of
+from tests.sharers import Limiters, ask, asked, refusal, settled, slow
 from tests.valkey_server import ValkeyServer
-
-
-async def asked(shared: SharedLimits, request: Ask, ticket: str, ttl_s: float = 1.5) -> Verdict:
-    """One question of a waiter, without the waiting."""
-    question = question_of(request, ticket, ttl_s)
-    question.asked = 1
-    return await shared._ask(request, question)
-
-
-def slow(cost: int = 10, caller: bytes = b"caller01") -> Ask:
-    """For a model of one request a second at most, and one at once."""
-    return ask(caller, rates=Rates(6, None), tokens=1, cost=cost)
 
 
 async def test_least_served_caller_is_next_over_all_gateways(

@@ -7,7 +7,7 @@ import asyncio
 from freeapi.policy.limits import CallerLimits
 from freeapi.policy.meter import Rates
 from freeapi.state.valkey_limits import Report
-from tests.sharers import Limiters, ask, beat
+from tests.sharers import Limiters, ask, asked, beat, slow
 from tests.valkey_server import ValkeyServer
 
 

@@ -69,7 +69,7 @@ class SharedPurse:
         #: Each account is to be heard of, though no order is due.
         self._is_asking = False
         self._accounts: tuple[Account, ...] = ()
-        #: Those, and others of these days: a cap that is off for a while, a clock that was set back.
+        #: Those, and others of these days: of a cap that is off now, of a clock that was set back.
         self._known: dict[tuple[str, str], Account] = {}
         self._rolls_at_s = 0.0
         self._roll(clock())
@@ -185,6 +185,8 @@ class SharedPurse:
         for (account, order), leased in zip(made, answers, strict=True):
             account.take_over(order, leased, now_s)
         self._serve()
+        if any(one.is_stale for one in self._accounts):  # they were refused: nothing will come back
+            self._is_due = True
 
     def _count_wanted(self) -> None:
         for account in self._accounts:

@@ -93,8 +93,10 @@ class Account:
     @property
     def is_stale(self) -> bool:
         """Do the others, near the cap's end, believe that something may come back that can't?"""
-        rest = self.cap - self.others - self.used
-        return self.reported > 0 and not self.reserved and rest < _NEAR_END * self.amount
+        if not self.reported or self.reserved:
+            return False
+        # What it told of may be a request that was refused, and its first one.
+        return self.cap - self.others - self.used < _NEAR_END * max(self.amount, self.reported)
 
     def cap_at(self, cap: int, slice_max: int) -> None:
         """Have another cap; what it no longer allows is out of reach at once."""
