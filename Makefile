@@ -1,6 +1,9 @@
 # The commands that README and CI use. Each sets up what it needs first; the second time that costs nothing.
 .PHONY: run setup test check fix fuzz lock reference
 
+# By file, since tests of one file share what they start.
+PYTEST = .venv/bin/pytest -n auto --maxprocesses=4 --dist loadfile
+
 # `exec`: a signal that make passes on, or the terminal sends, reaches the proxy and no shell in between.
 run: .venv/.runtime
 	@exec .venv/bin/freeapi serve
@@ -8,13 +11,13 @@ run: .venv/.runtime
 setup: .venv/.runtime
 
 test: .venv/.dev tests/node/node_modules/.ready
-	.venv/bin/pytest
+	$(PYTEST)
 
 check: .venv/.dev tests/node/node_modules/.ready
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
-	.venv/bin/pytest
+	$(PYTEST)
 
 fix: .venv/.dev
 	.venv/bin/ruff check --fix

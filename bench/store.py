@@ -18,7 +18,8 @@ import uvloop
 from freeapi.policy.limits import CallerLimits
 from freeapi.policy.meter import Rates
 from freeapi.state.valkey import Store
-from freeapi.state.valkey_limits import Ask, SharedLimits
+from freeapi.state.valkey_limits import SharedLimits
+from freeapi.state.valkey_questions import Ask
 from tests.valkey_server import ValkeyServer, serving
 
 REQUESTS, ROUNDS = 6_000, 3

@@ -7,7 +7,6 @@ header that claims one.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 
@@ -55,13 +54,6 @@ def number(answer: Answer, header: str) -> int:
     assert value is not None, answer.headers
     assert value.isdecimal(), value
     return int(value)
-
-
-def free_port() -> int:
-    """A port on which nothing listens, for what doesn't tell which one it took."""
-    with socket.create_server((ADDRESS, 0)) as taken:
-        port: int = taken.getsockname()[1]
-    return port
 
 
 def events(gateway: Gateway, name: str) -> int:

@@ -168,12 +168,14 @@ def _environment(home: Path, settings: Mapping[str, str]) -> dict[str, str]:
     return {**clean, **path, **UNLIMITED, **settings}
 
 
-def run(home: Path, settings: Mapping[str, str], config: str = "") -> tuple[int, str]:
+def run(
+    home: Path, settings: Mapping[str, str], config: str = "", python: Sequence[str] = SERVE
+) -> tuple[int, str]:
     """Start one that can't serve; returns its exit code and all that it printed."""
     if config:
         (home / "freeapi.toml").write_text(config)
     done = subprocess.run(
-        [sys.executable, *SERVE],
+        [sys.executable, *python],
         cwd=home,
         env=_environment(home, settings),
         capture_output=True,

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.conftest import StartGateway
-from tests.crowd import ADDRESS, free_port
+from tests.crowd import ADDRESS
+from tests.free_ports import free_port
 from tests.gateway import Gateway
 from tests.raw_client import Answer, ask, chat
 from tests.scripted_upstream import Request, Script, echo

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ import pytest
 
 from tests.conftest import NODE_PACKAGES
 from tests.documents import ROOT, Block, blocks, code, headings, links, table_rows
+from tests.free_ports import free_port
 from tests.gateway import ADDRESS
 
 ENGLISH: Final = (ROOT / "README.md").read_text("utf-8")
@@ -62,15 +62,6 @@ class Instance(NamedTuple):
         return text.replace(PUBLIC, public).replace(ADMIN, self.environ["FREEAPI_ADMIN_ADDR"])
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone, by symbolic links."""
@@ -84,7 +75,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def instance(home: Path) -> Iterator[Instance]:
     """An instance, started by the first command of the README."""
-    public, admin = free_ports(2)
+    # Else `make run` would set up the clone, whose .venv is a link to the real one.
+    subprocess.run(["make", ".venv/.runtime"], cwd=ROOT, check=True, capture_output=True)
+    public, admin = free_port(), free_port()
     environ = {
         "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
         "HOME": str(home),

@@ -42,6 +42,11 @@ class ValkeyServer:
         """What FREEAPI_STATE would be."""
         return f"unix://{self.socket}"
 
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        return self._running.pid
+
     def start(self) -> None:
         """Start it over what the last one left, and wait until it answers."""
         (binary,) = _BINARIES.glob("*/valkey-server")

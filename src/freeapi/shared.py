@@ -58,6 +58,7 @@ class Shared:
             leases = LeaseStore(self._lease_store)
         self.leases: Leases = leases
         self.limits = SharedLimits(self._store, clock=time.time, heard=self._heard)
+        self._is_closing = False
         #: None: not yet.
         self._was_up: bool | None = None
         self._keys: KeyPool | None = None
@@ -103,6 +104,7 @@ class Shared:
 
     async def close(self) -> None:
         """Settle what can be, then leave."""
+        self._is_closing = True
         for task in (self._fetching, *self._telling):
             if task is not None:
                 task.cancel()
@@ -148,7 +150,7 @@ class Shared:
     def _reported(self, label: str) -> None:
         """The first connection and our own goodbye are no news."""
         was_up, self._was_up = self._was_up, label == "ok"
-        if label != "closed" and was_up is not None:
+        if was_up is not None and not self._is_closing:
             self._journal.event("store", label=label)
 
     # --- Keys ---

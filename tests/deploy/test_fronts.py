@@ -17,7 +17,8 @@ import pytest
 
 from tests.answers import DONE, LAST_CHUNK, STREAM_HEAD, delta
 from tests.conftest import StartGateway
-from tests.deploy.fronts import DEPLOY, Front, caddy, free_port, nginx, replaced, running, tool
+from tests.deploy.fronts import DEPLOY, Front, caddy, nginx, replaced, running, tool
+from tests.free_ports import free_port
 from tests.gateway import Gateway
 from tests.raw_client import Answer, Caller, ask, caller, chat
 from tests.scripted_upstream import (

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.deploy.replay import Image, is_ignored, parse
+from tests.free_ports import free_port
 from tests.gateway import ADDRESS, START_MAX_S, STOP_MAX_S, TROUBLE
 
 ROOT = Path(__file__).parents[2]
@@ -54,8 +54,7 @@ class Container:
 
     def __init__(self, image: Image) -> None:
         """Start it; returns when it listens."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self._image = image
         more = {"HOST": "127.0.0.1", "PORT": str(self.port), "FREEAPI_ADMIN_ADDR": "off"}
         self._environment = image.environment(more)

@@ -26,6 +26,7 @@ from freeapi.http.reply import Reply
 from freeapi.http.server import Application, Server, ServerLimits
 from freeapi.http.upstream import UpstreamConnection
 from freeapi.http.wire import Request
+from tests import free_ports
 from tests.raw_client import Caller, caller
 from tests.scripted_upstream import PATIENCE_S, ScriptedUpstream, send
 
@@ -275,9 +276,7 @@ def sockets_count() -> int:
 @pytest.fixture
 def free_port() -> int:
     """A port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port: int = unused.getsockname()[1]
-    return port
+    return free_ports.free_port()
 
 
 @pytest.fixture

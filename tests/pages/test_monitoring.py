@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 
 from freeapi.measures import DEFINITIONS
-from tests.crowd import free_port
+from tests.free_ports import free_port
 from tests.pages.instruments import busy, tool
 from tests.raw_client import ask, request
 from tests.scripted_upstream import PATIENCE_S

@@ -17,18 +17,17 @@ import pytest
 
 from tests.biller import DEAR, Biller, Load
 from tests.conftest import upstream_settings
-from tests.crowd import events, number
+from tests.crowd import events
 from tests.gateway import UNLIMITED_MODEL, Gateway, run
 from tests.money import PRICES, cap
-from tests.raw_client import Answer, ask, caller, chat
+from tests.raw_client import ask, caller, chat
 from tests.replicas import replicas
-from tests.scripted_upstream import PATIENCE_S, ScriptedUpstream, hang, says
+from tests.scripted_upstream import PATIENCE_S, ScriptedUpstream, echo, hang, says
+from tests.spending import assert_away, spend_rest
 from tests.valkey_server import ValkeyServer, serving
 
 CAP = 200_000_000
 SPENDERS = 4
-#: Over as many tenths of a second the store has been asked again, twice.
-REFUSALS = 25
 #: The store's time-out is 1 s, and a look at it is due each quarter of that.
 SOON_S = 4.0
 FREE_MODEL = "costs-nothing"
@@ -51,6 +50,16 @@ def server() -> Iterator[ValkeyServer]:
     """A server for one test, which may treat it badly."""
     with serving("--appendfsync", "always") as server:
         yield server
+
+
+def bills_what_is_paid(upstream: ScriptedUpstream, seed: int) -> Biller:
+    """A biller for one of the two upstreams; the other echoes."""
+    biller = Biller(upstream, random.Random(seed))
+    paid = upstream.script
+    upstream.script = lambda asked: (
+        echo(asked) if asked.json()["model"] == FREE_MODEL else paid(asked)
+    )
+    return biller
 
 
 class Site:
@@ -84,32 +93,11 @@ class Site:
         return time.monotonic() - start_s
 
 
-def assert_away(answer: Answer) -> None:
-    """It is the refusal that says: not now, but soon."""
-    assert (answer.status, answer.error()["code"]) == (503, "upstream_unavailable"), answer.body
-    assert 1 <= number(answer, "retry-after") <= 10
-    assert answer.header("x-should-retry") != "false"
-
-
-async def spend_rest(gateway: Gateway) -> None:
-    """Ask until there is no more, though what a dead one had reserved is thought to come back."""
-    refused = 0
-    async with asyncio.timeout(2 * PATIENCE_S), caller(gateway.port) as connection:
-        while refused < REFUSALS:
-            answer = await connection.ask(DEAR)
-            assert answer.status in (200, 429), answer.body
-            refused = 0 if answer.status == 200 else refused + 1
-            if answer.header("x-should-retry") == "false":
-                return
-            if refused:
-                await asyncio.sleep(0.1)
-
-
 async def test_killed_gateway_forfeits_its_slice_and_no_more(
     upstream: ScriptedUpstream, server: ValkeyServer, tmp_path: Path
 ) -> None:
     """After kill -9 of a gateway under load the others spend the rest, and not a bit more."""
-    biller = Biller(upstream, random.Random(1))
+    biller = bills_what_is_paid(upstream, 1)
     config, settings = two_upstreams(upstream.port), cap(CAP)
     with replicas(tmp_path, upstream.port, server, config, settings) as trio:
         site = Site(trio, server, biller)
@@ -151,7 +139,7 @@ async def test_money_waits_for_the_store(
 
     All is well by itself once it is back over its file, and the bill is within the cap.
     """
-    biller = Biller(upstream, random.Random(2))
+    biller = bills_what_is_paid(upstream, 2)
     config, settings = two_upstreams(upstream.port), cap(CAP)
     with replicas(tmp_path, upstream.port, server, config, settings) as trio:
         site = Site(trio, server, biller)

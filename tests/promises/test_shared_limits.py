@@ -15,7 +15,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.answers import answer, chat_json, error
-from tests.crowd import free_port, number
+from tests.crowd import number
+from tests.free_ports import free_port
 from tests.gateway import Gateway
 from tests.operator_view import Pool, by_key, keys_text, tail_of
 from tests.raw_client import Answer, ask, chat

@@ -239,7 +239,7 @@ async def test_slice_that_nobody_uses_goes_back_near_the_end(purses: Purses) -> 
     await idle(idle_one)
     (await other.reserve("up", b"", 98_000)).settle(98_000)
     (account,) = idle_one._accounts
-    assert account.left == 1_000
+    assert account.left >= 8 * 100
     timer = idle_one._review_timer
     assert timer.when() - asyncio.get_running_loop().time() <= valkey_purse.REVIEW_S
     timer._run()

@@ -90,6 +90,8 @@ def test_store_is_believed_for_a_second() -> None:
     one.take_over(Order("all", DAY, 100_000, 500, 0, 0), Leased(200, 99_800, 0), 10.0)
     assert one.is_short(201, 10.9)
     assert not one.is_short(200, 10.9)
+    one.leased = 0  # given back since; the store would have it still
+    assert not one.is_short(200, 10.9)
     assert not one.is_short(201, 11.1)
 
 

@@ -185,6 +185,8 @@ class SharedPurse:
         for (account, order), leased in zip(made, answers, strict=True):
             account.take_over(order, leased, now_s)
         self._serve()
+        if any(one.is_large for one in self._accounts):  # by what was heard of the others
+            self._is_due = True
         if any(one.is_stale for one in self._accounts):  # they were refused: nothing will come back
             self._is_due = True
 
@@ -194,7 +196,6 @@ class SharedPurse:
         for waiter in self._waiters:
             for account in self._accounts_of(waiter.upstream):
                 account.wanted += waiter.amount_nanousd
-                account.amount = waiter.amount_nanousd
 
     def _serve(self) -> None:
         """Let those that waited reserve, or refuse them; those who came meanwhile wait on."""

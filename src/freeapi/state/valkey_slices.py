@@ -46,6 +46,7 @@ class Account:
         "checked_s",
         "heard_s",
         "leased",
+        "most",
         "others",
         "pending",
         "period",
@@ -67,7 +68,7 @@ class Account:
         self.reserved = 0
         #: What of it the store has heard of as reserved.
         self.reported = 0
-        #: The last request's; 0: none has come yet.
+        #: The last reservation's; 0: there was none yet.
         self.amount = 0
         #: As of the last answer: the other gateways', and what of it may come back.
         self.others = 0
@@ -75,6 +76,8 @@ class Account:
         #: When the store last answered, and when it last said that there is no more; loop time.
         self.heard_s = -math.inf
         self.checked_s = -math.inf
+        #: What could be had then for one request.
+        self.most = 0
         #: What requests wait for.
         self.wanted = 0
 
@@ -85,10 +88,16 @@ class Account:
 
     @property
     def slice(self) -> int:
-        """Shrinks with what is left of the cap; nothing where it is too small for a request."""
+        """Shrinks with what is left of the cap; nothing where it is too small for a request, and
+        before the first one."""
         rest = self.cap - self.others - self.used
         slice_ = min(self._slice_max, rest // SLICES_PER_REST)
-        return slice_ if slice_ >= self.amount > 0 else 0
+        return slice_ if slice_ >= (self.amount or self.wanted) > 0 else 0
+
+    @property
+    def is_large(self) -> bool:
+        """Should some of what is leased go back?"""
+        return self.left > 2 * self.slice
 
     @property
     def is_stale(self) -> bool:
@@ -124,10 +133,12 @@ class Account:
         self.leased = self._within_cap(leased.mine)  # it may have been lowered meanwhile
         if leased.mine < order.wanted:
             self.checked_s = now_s
+            self.most = self.left
 
     def is_short(self, amount: int, now_s: float) -> bool:
         """Whether the store has said just now that there isn't as much."""
-        return self.left < amount and now_s < self.checked_s + _BELIEVED_S
+        is_believed = now_s < self.checked_s + _BELIEVED_S
+        return self.left < amount and self.most < amount and is_believed
 
     def refusal(self, amount: int, utc_s: float) -> BudgetBusy | BudgetExhausted:
         """Exhausted only if it stays so though all requests under way should cost nothing."""
@@ -192,7 +203,7 @@ class SharedReservation:
             account.reserved -= reserved
             account.used += actual - reserved
             assert account.reserved >= 0
-            if account.left > 2 * account.slice or account.left < 0 or account.is_stale:
+            if account.is_large or account.left < 0 or account.is_stale:
                 self._on_due()
         return max(actual - reserved, 0)
 
