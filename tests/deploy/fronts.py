@@ -54,7 +54,7 @@ def replaced(text: str, *pairs: tuple[str, str]) -> str:
 def caddy(folder: Path, port: int, gateway_port: int) -> list[str]:
     """The command that runs the Caddyfile of our Compose file."""
     text = (DEPLOY / "compose" / "Caddyfile").read_text()
-    site = (r"\{\$FREEAPI_SITE:localhost\}", f"http://:{port}")
+    site = (r"\{\$SITE:localhost\}", f"http://:{port}")
     upstream = (r"name gateway\s+port 8080", f"name 127.0.0.1\nport {gateway_port}")
     (folder / "Caddyfile").write_text(replaced(text, site, upstream))
     command = tool("caddy", "caddy")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,10 @@ async def test_start_without_a_server_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="check FREEAPI_STATE"):
         await store.start()
     await store.close()
+
+
+def test_libraries_are_loaded_only_where_the_state_is_shared() -> None:
+    """A gateway that is alone doesn't pay 0.1 s at its start for clients that it doesn't use."""
+    code = "import sys, freeapi.cli; print({'valkey', 'libvalkey'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout == b"set()\n"

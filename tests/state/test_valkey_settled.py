@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from freeapi import errors
 from freeapi.policy.limits import CallerLimits
 from freeapi.state.valkey import StoreUnavailable
 from freeapi.state.valkey_limits import ALIVE_S
+from freeapi.state.valkey_questions import UNKNOWN_NODE, question_of
 from tests.sharers import Limiters, ask, beat, refusal, settled, up_again
 from tests.valkey_server import ValkeyServer
 
@@ -65,6 +67,18 @@ async def test_question_of_a_lost_connection_is_not_heard_later(
     await up_again(shared)
     await settled(shared)
     await shared.admit(ask(limits=limits))
+
+
+async def test_question_of_an_earlier_connection_is_not_granted(
+    server: ValkeyServer, gateways: Limiters
+) -> None:
+    """Once a gateway has connected anew, what it had sent before is refused, however late."""
+    shared = await gateways.start(server)
+    question = question_of(ask(), "late", 0)
+    question.node, question.epoch, question.now = shared._node, shared._epoch, gateways.now_s
+    await shared._join()
+    answer = await shared._call(shared._admit, msgspec.msgpack.encode(question))
+    assert msgspec.msgpack.decode(answer) == [UNKNOWN_NODE]
 
 
 async def test_caller_who_goes_while_it_asks_takes_nothing(
