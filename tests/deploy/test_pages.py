@@ -64,9 +64,7 @@ def test_commands_can_be_copied(page: Path) -> None:
 def test_names_exist(page: Path) -> None:
     """Each setting that a page names is one of ours, and each link leads somewhere."""
     text = page.read_text()
-    assert set(re.findall(r"\b(?:FREEAPI|OPENAI)_[A-Z_]+\b", text)) - {"SITE"} <= set(
-        SETTINGS
-    )
+    assert set(re.findall(r"\b(?:FREEAPI|OPENAI)_[A-Z_]+\b", text)) - {"SITE"} <= set(SETTINGS)
     assert broken_links(page, text) == []
     assert broken_links(page, "[a](nothing.md) [b](README.md#nothing)") == [
         "nothing.md",
