@@ -309,6 +309,8 @@ async function rehearse() {
 // --- The status -----------------------------------------------------------------------------------
 
 let timer = 0;
+/** The last one that came, to be told again in another language. */
+let latest = null;
 
 /** Ask for the status now, and again while somebody looks. */
 async function refresh() {
@@ -316,7 +318,8 @@ async function refresh() {
   timer = setTimeout(() => document.hidden || refresh(), STATUS_EVERY_MS);
   try {
     const response = await fetch("status", { credentials: "omit", cache: "no-store" });
-    tell(await response.json());
+    latest = await response.json();
+    tell(latest);
   } catch {
     service("away");
   }
@@ -441,6 +444,7 @@ function speak(event) {
     words = JSON.parse(page.getElementById("words").textContent);
     history.replaceState(null, "", other.responseURL);
     showAddress();
+    if (latest) tell(latest);
     refresh();
   };
   other.onerror = () => location.assign(event.target.href);
