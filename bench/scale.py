@@ -1,8 +1,9 @@
 """How far one store goes: what docs/scaling.md says, measured here.
 
 Prints the gateway's processor time for a request in memory and in Valkey mode, Valkey's own, the
-resident bytes of an open stream, how many cores of gateways one Valkey carries, and a simulation of
-what leases of budget strand as gateways are added.
+resident bytes of an open stream, the time that a chunk takes and so how many streams a core
+carries, how many cores of gateways one Valkey carries, and a simulation of what leases of budget
+strand as gateways are added.
 
 usage: python -m bench.scale (needs wrk; about a minute)
 """
@@ -46,6 +47,9 @@ PLENTY = {
 }
 CONFIG = f"{UNLIMITED_MODEL}{PRICES}rpm = 900000000\ntpm = 900000000\n"
 ANSWER = answer(200, chat_json("x" * 400, 30, 20))
+CHUNK = chunked(delta("x"))
+#: What a prompt says to be answered at length, how fast models speak, and to how many at once.
+TALK, CHUNKS_PER_S, TALKERS = "please talk", 50, 200
 LUA = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -54,7 +58,7 @@ wrk.body = [[%s]]
 
 
 class _Upstream(asyncio.Protocol):
-    """Answers each request at once; a stream begins and then says nothing more."""
+    """Answers each request at once; a stream says one thing, or goes on if it is asked to talk."""
 
     def __init__(self) -> None:
         self._received = b""
@@ -71,7 +75,14 @@ class _Upstream(asyncio.Protocol):
                 return
             body, self._received = self._received[end : end + size], self._received[end + size :]
             is_stream = b'"stream":true' in body
-            self._transport.write(STREAM_HEAD + chunked(delta("x")) if is_stream else ANSWER)
+            self._transport.write(STREAM_HEAD + CHUNK if is_stream else ANSWER)
+            if TALK.encode() in body:
+                self._talk()
+
+    def _talk(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(CHUNK)
+            asyncio.get_running_loop().call_later(1 / CHUNKS_PER_S, self._talk)
 
 
 def _serve(listener: socket.socket) -> None:
@@ -162,6 +173,33 @@ async def stream_bytes(one: Gateway) -> float:
     return taken
 
 
+class _Listener(asyncio.Protocol):
+    """Asks for a stream, and counts what comes of it."""
+
+    chunks = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).write(chat(TALK, stream=True))
+
+    def data_received(self, data: bytes) -> None:
+        _Listener.chunks += data.count(b"data:")
+
+
+async def chunk_us(one: Gateway) -> float:
+    """Processor µs of the gateway for a chunk, at ``TALKERS`` streams."""
+    loop = asyncio.get_running_loop()
+    listeners = [
+        (await loop.create_connection(_Listener, "127.0.0.1", one.port))[0] for _ in range(TALKERS)
+    ]
+    await asyncio.sleep(1.0)  # until all of them have begun
+    before_s, before = one.cpu_s(), _Listener.chunks
+    await asyncio.sleep(SECONDS)
+    us = 1e6 * (one.cpu_s() - before_s) / (_Listener.chunks - before)
+    for listener in listeners:
+        listener.abort()
+    return us
+
+
 # --- Simulation -----------------------------------------------------------------------------------
 
 
@@ -236,6 +274,11 @@ def main() -> None:
         f"one Valkey: {carries:.0f} requests a second, {carries * shared / 1e6:.1f} gateway cores"
     )
     with gateway("memory") as one:
+        chunk = uvloop.run(chunk_us(one))
+        print(
+            f"a chunk, at {TALKERS} streams of {CHUNKS_PER_S} a second: {chunk:.0f} µs, so "
+            f"{1e6 / CHUNKS_PER_S / chunk:.0f} streams a core"
+        )
         print(f"an open stream: {uvloop.run(stream_bytes(one)) / 1024:.1f} KiB")
     print("budget leases, requests of 1/1000 and 1/50 of the cap at their worst:")
     for part in (1_000, 50):
