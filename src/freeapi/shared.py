@@ -22,7 +22,7 @@ import time
 from collections.abc import Collection
 from typing import Final
 
-from freeapi.gate import Gate, Visitor
+from freeapi.gate import Gate, Visitor, tokens_of
 from freeapi.journal import Journal
 from freeapi.policy.fairness import token_cost
 from freeapi.policy.keys import Key, KeyPool, Lease
@@ -96,11 +96,6 @@ class Shared:
         """
         day = int(time.time()) // _DAY_S
         return self._secrets.get(day) or secrets.token_bytes(_SECRET_BYTES)
-
-    @property
-    def is_up(self) -> bool:
-        """Whether the store answers."""
-        return self._store.is_up
 
     async def close(self) -> None:
         """Settle what can be, then leave."""
@@ -187,23 +182,20 @@ class SharedGrant:
 
     __slots__ = ("_admission", "_grant", "_prepared", "lease", "queued_s")
 
-    def __init__(
-        self, prepared: Prepared, admission: SharedAdmission, grant: Grant, queued_s: float
-    ) -> None:
+    def __init__(self, prepared: Prepared, admission: SharedAdmission, grant: Grant) -> None:
         self._prepared = prepared
         self._admission = admission
         self._grant = grant
         self.lease: Lease = grant.lease
-        self.queued_s = queued_s
+        #: In the line that all share, and then for a key.
+        self.queued_s = admission.queued_s + grant.queued_s
 
     def settle(
         self, prompt_tokens: int, completion_tokens: int, unknown: int, cost_nanousd: int
     ) -> None:
         """The request is over; see ``Grant.settle``."""
         self._grant.settle(prompt_tokens, completion_tokens, unknown, cost_nanousd)
-        prepared = self._prepared
-        reserved = prepared.prompt_tokens + prepared.output_tokens
-        used = prompt_tokens + completion_tokens + unknown * reserved
+        used = prompt_tokens + completion_tokens + unknown * tokens_of(self._prepared)
         cost = None if unknown else token_cost(prompt_tokens, completion_tokens)
         self._admission.settle(used, cost_nanousd, cost)
 
@@ -226,7 +218,6 @@ class SharedScheduler:
         self._for_keys = Scheduler(_Admitted(), keys, 0.0)
         self._free: Collection[str] = ()
         self._share_nanousd: int | None = None
-        self._loop = asyncio.get_running_loop()
 
     def reconfigure(self, queue_s: float, free: Collection[str], share_nanousd: int | None) -> None:
         """``free``: upstreams that cost nothing; ``share_nanousd``: one caller's of a day."""
@@ -252,7 +243,6 @@ class SharedScheduler:
         Raises what ``Scheduler.grant`` does, the caller's share included, and StoreUnavailable.
         """
         is_free = all(name in self._free for name in prepared.model.upstreams)
-        begun_s = self._loop.time()
         amount_nanousd = 0
         if not is_free and self._share_nanousd is not None and is_priced(prepared):
             amount_nanousd = bound_nanousd(prepared)
@@ -268,8 +258,7 @@ class SharedScheduler:
         except BaseException:
             admission.cancel()
             raise
-        waited_s = self._loop.time() - begun_s
-        return SharedGrant(prepared, admission, grant, waited_s if waited_s > 1.0 else 0.0)
+        return SharedGrant(prepared, admission, grant)
 
 
 class _Admitted:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from freeapi.journal import Journal
-from freeapi.state.valkey import Store
-from freeapi.workers.store import EmbeddedStore, StoreError
+from freeapi.state.valkey import Store, StoreError
+from freeapi.workers.store import EmbeddedStore
 from tests.scripted_upstream import PATIENCE_S
 
 

@@ -76,11 +76,13 @@ class Report(NamedTuple):
 class SharedAdmission:
     """A request that was let in: settled or cancelled once; any further call does nothing."""
 
-    __slots__ = ("_limits", "_ticket", "is_open")
+    __slots__ = ("_limits", "_ticket", "is_open", "queued_s")
 
-    def __init__(self, limits: SharedLimits, ticket: str) -> None:
+    def __init__(self, limits: SharedLimits, ticket: str, queued_s: float = 0.0) -> None:
+        """``queued_s``: how long it stood in line."""
         self._limits = limits
         self._ticket = ticket
+        self.queued_s = queued_s
         self.is_open = True
 
     def settle(self, tokens: int | None, cost_nanousd: int | None, cost: int | None = None) -> None:
@@ -173,7 +175,8 @@ class SharedLimits:
             raise StoreUnavailable(retry_after_s=_AWAY_S)
         self._tickets += 1
         question = question_of(ask, f"{self._node}:{self._tickets}", LINE_TTL_S if queue_s else 0)
-        deadline_s = self._loop.time() + queue_s
+        begun_s = self._loop.time()
+        deadline_s = begun_s + queue_s
         try:
             verdict = await self._ask(ask, question)
             if verdict.kind == WAITING:
@@ -183,7 +186,8 @@ class SharedLimits:
             self._withdraw(question)
             raise
         if verdict.kind == GRANTED:
-            return SharedAdmission(self, question.ticket)
+            queued_s = self._loop.time() - begun_s if question.asked else 0.0
+            return SharedAdmission(self, question.ticket, queued_s)
         if verdict.kind == WAITING:
             self._withdraw(question)
         raise refusal(ask, verdict, self._clock())

@@ -24,6 +24,7 @@ from typing import Final
 
 from freeapi.journal import Journal
 from freeapi.local.model import end, next_pause_s, private_directory
+from freeapi.state.valkey import StoreError
 
 _SOCKET_NAME: Final = "store.sock"
 START_MAX_S: Final = 10.0
@@ -31,10 +32,6 @@ _STOP_MAX_S: Final = 5.0
 _LOOK_S: Final = 0.01
 #: Source: linux/prctl.h.
 _PR_SET_PDEATHSIG: Final = 1
-
-
-class StoreError(Exception):
-    """The workers' store can't be started; the text, for the operator, says what to do."""
 
 
 class EmbeddedStore:

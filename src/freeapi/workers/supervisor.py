@@ -48,6 +48,7 @@ from freeapi.ports import CannotListen, listen_for_operator, server_limits
 from freeapi.reload import Reloader, Sources, unchangeable
 from freeapi.serve import signals
 from freeapi.state.ledger import Ledger, LedgerError
+from freeapi.state.valkey import StoreError
 from freeapi.upstreams import caps
 from freeapi.workers.bank import Bank
 from freeapi.workers.link import (
@@ -60,7 +61,7 @@ from freeapi.workers.link import (
     Reload,
     Report,
 )
-from freeapi.workers.store import EmbeddedStore, StoreError
+from freeapi.workers.store import EmbeddedStore
 
 #: For a worker to be ready: it loads the code, connects, listens.
 READY_MAX_S: Final = 30.0
