@@ -185,9 +185,13 @@ def is_for_types(node: ast.stmt) -> bool:
 
 
 def impure(dotted: str) -> bool:
-    """Whether the import is one of IMPURE_MODULES, or of a third party other than msgspec's."""
+    """Whether the import is one of IMPURE_MODULES, or of a third party but msgspec and mypyc."""
     package = dotted.split(".")[0]
-    known = package in sys.stdlib_module_names or package in {"freeapi", "msgspec"}
+    known = package in sys.stdlib_module_names or package in {
+        "freeapi",
+        "msgspec",
+        "mypy_extensions",
+    }
     return not known or IMPURE_MODULES.match(dotted) is not None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -61,7 +61,7 @@ class Account:
         return head + _JSON % len(prepared.body)
 
 
-class Upstreams(msgspec.Struct, frozen=True):
+class Upstreams(NamedTuple):
     """All of them."""
 
     pools: Mapping[str, UpstreamPool]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -44,19 +46,19 @@ def prepared(
         output_nanousd_per_mtok=output_price,
         unit_nanousd=unit_price,
     )
-    request = Prepared(
-        endpoint="chat",
-        body=b"{}",
-        model=model,
-        stream=False,
-        hides_usage=False,
-        prompt_tokens=250,
-        output_tokens=400,
-        prompt_tokens_max=1_000,
-        units=0,
-        adjusted=b"",
-    )
-    return msgspec.structs.replace(request, **changes)
+    fields: dict[str, Any] = {
+        "endpoint": "chat",
+        "body": b"{}",
+        "model": model,
+        "stream": False,
+        "hides_usage": False,
+        "prompt_tokens": 250,
+        "output_tokens": 400,
+        "prompt_tokens_max": 1_000,
+        "units": 0,
+        "adjusted": b"",
+    }
+    return Prepared(**fields | changes)
 
 
 def test_cost_is_tokens_times_prices() -> None:
@@ -111,7 +113,7 @@ def test_pieces_cost_their_tokens_where_those_have_prices() -> None:
     mixed = prepared(1_000_000, 2_000_000, 7_000, **pieces)
     assert cost_nanousd(mixed, 100, 1_000) == 14_100
     painter = msgspec.structs.replace(mixed.model, endpoints=("images",))
-    by_tokens = msgspec.structs.replace(mixed, model=painter)
+    by_tokens = prepared(**pieces, model=painter)
     assert cost_nanousd(by_tokens, 100, 1_000) == 100 + 2_000
     assert cost_nanousd(prepared(None, None, 7_000, **pieces), 100, 1_000) == 14_000
     assert cost_nanousd(prepared(1_000_000, None, 7_000, **pieces), 100, 1_000) == 14_100

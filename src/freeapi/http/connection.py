@@ -56,6 +56,7 @@ _LINGER_S = 5.0
 class Connection(asyncio.Protocol):
     """One caller's socket."""
 
+    __deletable__ = ("_parser",)  # for mypyc
     __slots__ = (
         "_begun",
         "_body",

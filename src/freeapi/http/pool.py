@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-
-import msgspec
+from typing import NamedTuple
 
 from freeapi.errors import ConnectTimeout, UpstreamUnreachable
 from freeapi.http.deadlines import Deadlines
@@ -23,7 +22,7 @@ from freeapi.http.upstream import UpstreamConnection
 IDLE_MAX = 256
 
 
-class Origin(msgspec.Struct, frozen=True, kw_only=True):
+class Origin(NamedTuple):
     """Where an upstream listens: a host and port, if need be behind a proxy, or a Unix socket."""
 
     host: str
@@ -33,7 +32,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     proxy: ProxyAddress | None = None
 
 
-class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+class Timeouts(NamedTuple):
     """``connect_s``: DNS, TCP, proxy and TLS together. ``idle_s``: between reads of an answer."""
 
     connect_s: float

@@ -11,8 +11,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from email.utils import formatdate
-
-import msgspec
+from typing import NamedTuple
 
 from freeapi.errors import FreeApiError
 from freeapi.http import wire
@@ -23,14 +22,14 @@ from freeapi.http.reply import Reply
 Application = Callable[[wire.Request, Reply], None]
 
 
-class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
+class ServerLimits(NamedTuple):
     """What one caller may take. Seconds and bytes; precedents in DESIGN are nginx and Node."""
 
     body_bytes_max: int
-    #: The same for a body that is read piece by piece.
-    upload_bytes_max: int = 26_214_400
     connections_max: int
     connections_per_address_max: int | None
+    #: Of a body that is read piece by piece.
+    upload_bytes_max: int = 26_214_400
     head_s: float = 10.0
     #: For a whole body; and how long a piece of an upload may be waited for.
     body_s: float = 30.0

@@ -21,6 +21,7 @@ import re
 import msgspec
 
 from freeapi.errors import FreeApiError, UpstreamFailed
+from freeapi.http.answers import decode_error, decode_event
 from freeapi.http.usage import (
     USAGE_END_BYTES,
     CacheCountHider,
@@ -62,26 +63,8 @@ _TYPE = re.compile(rb'"type"\s*+:\s*+"([\w.]++)"')
 _ERROR_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
-class _Event(msgspec.Struct):
-    """The fields of an event, or of the response in it, that matter here."""
-
-    type: msgspec.Raw = msgspec.Raw(b"null")
-    error: msgspec.Raw = msgspec.Raw(b"null")
-    response: msgspec.Raw = msgspec.Raw(b"null")
-    usage: msgspec.Raw = msgspec.Raw(b"null")
-    choices: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Error(msgspec.Struct):
-    """What of an error object may pass."""
-
-    code: str = ""
-
-
 #: What msgspec raises at: no JSON, a key or code that is no UTF-8, brackets without end.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_decode_event = msgspec.json.Decoder(_Event).decode
-_decode_error = msgspec.json.Decoder(_Error).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -114,7 +97,7 @@ def in_our_words(answer: bytes) -> bytes:
 def _our_error(theirs: msgspec.Raw) -> msgspec.Raw:
     """Our error object with their code, which both SDKs want in a failed response."""
     try:
-        code = _decode_error(theirs).code
+        code = decode_error(theirs).code
     except _UNREADABLE:
         code = ""
     ours = UpstreamFailed()
@@ -236,7 +219,7 @@ class EventStream:
     def _judged(self, event: bytes) -> bytes:
         data = _data(event)
         try:
-            seen = _decode_event(data)
+            seen = decode_event(data)
         except _UNREADABLE:
             return _without_cache_counts(event)
         kind = bytes(seen.type).strip(b'"')
@@ -320,7 +303,7 @@ def _last_event(whole: bytes) -> bytes:
 def _type(data: bytes) -> bytes:
     """What an event's data says it is; nothing where it doesn't."""
     try:
-        return bytes(_decode_event(data).type).strip(b'"')
+        return bytes(decode_event(data).type).strip(b'"')
     except _UNREADABLE:
         return b""
 

@@ -58,6 +58,7 @@ class Sink(Protocol):
 class UpstreamConnection(asyncio.Protocol):
     """One socket to the upstream."""
 
+    __deletable__ = ("_parser",)  # for mypyc
     __slots__ = (
         "_body",
         "_closing",

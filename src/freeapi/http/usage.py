@@ -17,9 +17,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated
+from typing import NamedTuple
 
 import msgspec
+
+from freeapi.http.answers import (
+    Counts,
+    decode_answer,
+    decode_counts,
+    decode_response,
+)
 
 #: A usage object is a few hundred bytes, and so are the fields around it: so far from either end of
 #: a body it is looked for.
@@ -51,43 +58,12 @@ _USAGE_KEY_CUT = re.compile(rb'(?:\\|\\?"(?:u(?:s(?:a(?:ge?)?)?)?)?)\Z')
 _CACHE_COUNT = re.compile(rb'((?:cache|"ttl_)\w*"\s*+:\s*+)(-?\d[\d.eE+-]*+)(?=[\s,}])')
 _CACHE_COUNT_ABOVE_0 = re.compile(rb'cache\w*"\s*+:\s*+(?!0[\s,}])[-\d{]')
 
-#: No model takes or gives a thousandth of it: more, or less than none, is a mistake, and no usage.
-TOKENS_MAX = 1_000_000_000
-Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
-
-class Usage(msgspec.Struct, frozen=True):
+class Usage(NamedTuple):
     """What the upstream says it will bill."""
 
-    prompt_tokens: Tokens
-    completion_tokens: Tokens
-
-
-class _Counts(msgspec.Struct):
-    """The same in all spellings; those of a file's duration and of characters have none of them."""
-
-    prompt_tokens: Tokens | None = None  # chat, completions, embeddings
-    completion_tokens: Tokens | None = None
-    total_tokens: Tokens | None = None
-    input_tokens: Tokens | None = None  # responses, images, audio
-    output_tokens: Tokens | None = None
-
-
-class _Answer(msgspec.Struct):
-    """A whole answer, or one end of it made whole."""
-
-    usage: _Counts | None = None
-
-
-class _Event(msgspec.Struct):
-    """An event about a response, or the end of one made whole."""
-
-    response: _Answer
-
-
-_decode_event = msgspec.json.Decoder(_Event).decode
-_decode_answer = msgspec.json.Decoder(_Answer).decode
-_decode_counts = msgspec.json.Decoder(_Counts).decode
+    prompt_tokens: int
+    completion_tokens: int
 
 
 def usage_of(value: msgspec.Raw) -> Usage | None:
@@ -97,7 +73,7 @@ def usage_of(value: msgspec.Raw) -> Usage | None:
     Usage(prompt_tokens=3, completion_tokens=0)
     """
     try:
-        return _both_sides(_decode_counts(value))
+        return _both_sides(decode_counts(value))
     except (msgspec.DecodeError, RecursionError):
         return None
 
@@ -105,13 +81,13 @@ def usage_of(value: msgspec.Raw) -> Usage | None:
 def usage_in(answer: bytes) -> Usage | None:
     """The usage at the top of a JSON object, or None. O(bytes)."""
     try:
-        counts = _decode_answer(answer).usage
+        counts = decode_answer(answer).usage
     except (msgspec.DecodeError, RecursionError):
         return None
     return None if counts is None else _both_sides(counts)
 
 
-def _both_sides(counts: _Counts) -> Usage | None:
+def _both_sides(counts: Counts) -> Usage | None:
     taken, given = counts.prompt_tokens, counts.completion_tokens
     if taken is None:
         taken, given = counts.input_tokens, counts.output_tokens
@@ -161,7 +137,7 @@ def _usage_behind(
 
 def _usage_of_event(data: bytes) -> Usage | None:
     try:
-        counts = _decode_event(data).response.usage
+        counts = decode_response(data).response.usage
     except (msgspec.DecodeError, RecursionError):
         return None
     return None if counts is None else _both_sides(counts)

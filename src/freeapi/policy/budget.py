@@ -21,9 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
-from typing import Final
-
-import msgspec
+from typing import Final, NamedTuple
 
 from freeapi.errors import BudgetBusy, BudgetExhausted
 
@@ -41,7 +39,7 @@ _EPOCH: Final = date(1970, 1, 1)
 _MONTHLY: Final = "this instance's monthly"
 
 
-class Caps(msgspec.Struct, frozen=True):
+class Caps(NamedTuple):
     """The operator's caps; ``None`` and a missing upstream are uncapped. Days are UTC days."""
 
     daily_nanousd: int | None = None
@@ -50,7 +48,7 @@ class Caps(msgspec.Struct, frozen=True):
     upstream_daily_nanousd: Mapping[str, int] = {}
 
 
-class Grant(msgspec.Struct, frozen=True):
+class Grant(NamedTuple):
     """One row of the ledger: how much of a scope's cap in a day or month is leased in all."""
 
     scope: str
@@ -59,7 +57,7 @@ class Grant(msgspec.Struct, frozen=True):
     leased_nanousd: int
 
 
-class Status(msgspec.Struct, frozen=True):
+class Status(NamedTuple):
     """What may still be spent, reservations counted as spent; ``None``: no cap."""
 
     left_today_nanousd: int | None

@@ -40,27 +40,13 @@ from freeapi.policy.draft import (
     take_count,
 )
 from freeapi.policy.fields import Fields, apply, kept
+from freeapi.policy.messages import PlainMessage, decode_plain_messages
 from freeapi.policy.parts import CHAT_PARTS, check_content
 from freeapi.policy.tables import CHAT_FIELDS, MESSAGE_FIELDS, TOOL_FIELDS
 
-
-class _PlainMessage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """A message that needs no second look: known fields, text for content, no audio."""
-
-    role: str
-    content: str | None = None
-    name: Raw | None = None
-    refusal: Raw | None = None
-    tool_calls: Raw | None = None
-    tool_call_id: Raw | None = None
-    function_call: Raw | None = None
-    reasoning_content: Raw | None = None
-
-
-_PLAIN_MESSAGES: Final = msgspec.json.Decoder(list[_PlainMessage])
 _NOT_STORED: Final = (Raw(b"false"), NULL)
 _MESSAGE_KEPT: Final = kept(MESSAGE_FIELDS)
-assert frozenset(_PlainMessage.__struct_fields__) <= _MESSAGE_KEPT, "a plain message is checked"
+assert frozenset(PlainMessage.__struct_fields__) <= _MESSAGE_KEPT, "a plain message is checked"
 _KEPT: Final = kept(CHAT_FIELDS)
 #: With these fields alone, a request is done after the checks that every request needs.
 _COMMON: Final = _KEPT - {
@@ -113,7 +99,7 @@ def _check_messages(draft: Draft) -> int:
         raise InvalidValue(param="messages", problem=f"there must be 1 to {ITEMS_MAX} of them")
     try:
         # One call tells that all of them are plain text, as most are: half the time of the loop.
-        _PLAIN_MESSAGES.decode(given)
+        decode_plain_messages(given)
     except msgspec.ValidationError:
         for index, message in enumerate(messages):
             _check_message(draft, message, f"messages[{index}]")

@@ -18,7 +18,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -87,46 +87,77 @@ _CHEAP_TIERS: Final = (Raw(b'"default"'), Raw(b'"flex"'), NULL)
 _USAGE_ONLY: Final = Raw(b'{"include_usage":true}')
 
 
-class Rules(msgspec.Struct, frozen=True):
+class Rules(NamedTuple):
     """The operator's ``[policy]`` as far as it concerns what a request contains."""
 
     n_max: int
     unknown_fields: Literal["drop", "refuse"]
 
 
-class Prepared(msgspec.Struct, frozen=True, gc=False):
+class Prepared:
     """A request that may be sent, and what the decisions after this one need to know of it."""
 
-    endpoint: Endpoint
-    #: What is sent; empty for a form.
-    body: bytes
-    model: Model
-    stream: bool
-    #: We asked for the usage chunk and the caller didn't: it has to be held back.
-    hides_usage: bool
-    #: An estimate, for the limits.
-    prompt_tokens: int
-    #: Choices times their ceiling; 0 where an endpoint has none.
-    output_tokens: int
-    #: An upper bound, for the money.
-    prompt_tokens_max: int
-    #: Images, speeches or audio files that are priced as such; 0 where tokens tell the price.
-    units: int
-    #: Value of ``x-freeapi-adjusted``; empty: send no such header.
-    adjusted: bytes
+    __slots__ = (
+        "adjusted",
+        "body",
+        "endpoint",
+        "hides_usage",
+        "model",
+        "output_tokens",
+        "prompt_tokens",
+        "prompt_tokens_max",
+        "stream",
+        "units",
+    )
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        body: bytes,
+        model: Model,
+        stream: bool,
+        hides_usage: bool,
+        prompt_tokens: int,
+        output_tokens: int,
+        prompt_tokens_max: int,
+        units: int,
+        adjusted: bytes,
+    ) -> None:
+        self.endpoint: Final = endpoint
+        #: What is sent; empty for a form.
+        self.body: Final = body
+        self.model: Final = model
+        self.stream: Final = stream
+        #: We asked for the usage chunk and the caller didn't: it has to be held back.
+        self.hides_usage: Final = hides_usage
+        #: An estimate, for the limits.
+        self.prompt_tokens: Final = prompt_tokens
+        #: Choices times their ceiling; 0 where an endpoint has none.
+        self.output_tokens: Final = output_tokens
+        #: An upper bound, for the money.
+        self.prompt_tokens_max: Final = prompt_tokens_max
+        #: Images, speeches or audio files that are priced as such; 0 where tokens tell the price.
+        self.units: Final = units
+        #: Value of ``x-freeapi-adjusted``; empty: send no such header.
+        self.adjusted: Final = adjusted
 
 
-class Draft(msgspec.Struct, gc=False):
+class Draft:
     """The fields as they are so far, and what was found in them."""
 
-    endpoint: Endpoint
-    fields: Fields
-    changes: Changes
-    model: Model
-    n_max: int
-    image_count: int = 0
-    #: What the images take up in the body.
-    image_bytes: int = 0
+    __slots__ = ("changes", "endpoint", "fields", "image_bytes", "image_count", "model", "n_max")
+
+    def __init__(
+        self, endpoint: Endpoint, fields: Fields, changes: Changes, model: Model, n_max: int
+    ) -> None:
+        self.endpoint = endpoint
+        self.fields = fields
+        self.changes = changes
+        self.model = model
+        self.n_max = n_max
+        self.image_count = 0
+        #: What the images take up in the body.
+        self.image_bytes = 0
 
     def finish(
         self,

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -31,7 +31,7 @@ from freeapi import errors
 Verdict = Literal["caller", "dead", "out of quota", "cooling", "upstream", "unknown"]
 
 
-class Failure(msgspec.Struct, frozen=True):
+class Failure(NamedTuple):
     """One kind of upstream failure and all that follows from it."""
 
     verdict: Verdict

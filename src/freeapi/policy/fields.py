@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
-import msgspec
 from msgspec import Raw
 
 from freeapi.errors import InvalidValue, UnsupportedParameter
@@ -45,13 +44,16 @@ class Rule(NamedTuple):
     why: str = ""
 
 
-class Changes(msgspec.Struct):
+class Changes:
     """What was done to the request: known names in order, and a count of unknown ones."""
 
-    refuses_unknown: bool
-    #: The keys are a set that keeps its order.
-    named: dict[str, None] = {}
-    unknown_count: int = 0
+    __slots__ = ("named", "refuses_unknown", "unknown_count")
+
+    def __init__(self, refuses_unknown: bool) -> None:
+        self.refuses_unknown = refuses_unknown
+        #: The keys are a set that keeps its order.
+        self.named: dict[str, None] = {}
+        self.unknown_count = 0
 
     def note(self, change: str) -> None:
         """Name a change; ``change`` holds nothing of the caller's but known field names."""

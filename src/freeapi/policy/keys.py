@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final, Literal
-
-import msgspec
+from typing import Any, Final, Literal, NamedTuple
 
 from freeapi import errors
 from freeapi.policy.failures import Failure
@@ -31,7 +29,7 @@ _SOON_S: Final = 1.0
 _TAIL_MAX_CHARS: Final = 4
 
 
-class KeySpec(msgspec.Struct, frozen=True):
+class KeySpec(NamedTuple):
     """One key as configured."""
 
     #: What may be shown of it: its last characters. Empty for a server that wants no key.
@@ -39,10 +37,10 @@ class KeySpec(msgspec.Struct, frozen=True):
     #: Equal for the same secret, and tells nothing of it.
     identity: bytes
     #: For whoever sends with it; never looked at here.
-    account: object = None
+    account: Any = None
 
 
-class UpstreamKeys(msgspec.Struct, frozen=True):
+class UpstreamKeys(NamedTuple):
     """One upstream and its keys, of which a server without authorization has an anonymous one."""
 
     name: str

@@ -23,8 +23,6 @@ from collections import OrderedDict
 from operator import itemgetter
 from typing import Final
 
-import msgspec
-
 from freeapi import errors
 from freeapi.policy.meter import UNLIMITED, Day, Meter, Rates, duration
 
@@ -70,19 +68,42 @@ class ModelBucket:
         self.rates = Rates(rpm, tpm)
 
 
-class Admission(msgspec.Struct, gc=False):
+class Admission:
     """A request that was let in: settled or cancelled once; any further call does nothing."""
 
-    meter: Meter
-    limits: CallerLimits
-    model_meter: Meter
-    model_rates: Rates
-    tokens: int
-    #: The request's numbers on the two meters.
-    number: int
-    model_number: int
-    day: Day
-    is_open: bool = True
+    __slots__ = (
+        "day",
+        "is_open",
+        "limits",
+        "meter",
+        "model_meter",
+        "model_number",
+        "model_rates",
+        "number",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        meter: Meter,
+        limits: CallerLimits,
+        model_meter: Meter,
+        model_rates: Rates,
+        tokens: int,
+        number: int,
+        model_number: int,
+        day: Day,
+    ) -> None:
+        """``number`` and ``model_number`` are the request's on the two meters."""
+        self.meter = meter
+        self.limits = limits
+        self.model_meter = model_meter
+        self.model_rates = model_rates
+        self.tokens = tokens
+        self.number = number
+        self.model_number = model_number
+        self.day = day
+        self.is_open = True
 
     def settle(self, used_tokens: int | None, now_s: float) -> None:
         """The request has ended: charge what it used (None: unknown, so all that was reserved)."""

@@ -20,7 +20,7 @@ import math
 from math import ceil
 from typing import Final
 
-import msgspec
+from mypy_extensions import mypyc_attr
 
 #: "Per minute" in all limits.
 WINDOW_S: Final = 60.0
@@ -111,28 +111,35 @@ class Rates:
         return lines.encode()
 
 
-class Flight(msgspec.Struct, gc=False):
+@mypyc_attr(acyclic=True)
+class Flight:
     """What a meter has to know only while requests are in flight."""
 
-    #: Requests taken since none was in flight; each remembers its own number.
-    begun: int
-    ended: int
-    #: The sum of what those in flight have reserved: in seconds, since each has its own rates where
-    #: a limit was changed meanwhile.
-    held_s: float
-    #: When the tokens would be full again if only ended requests had ever taken any.
-    ended_due_s: float
+    __slots__ = ("begun", "ended", "ended_due_s", "held_s")
+
+    def __init__(self, begun: int, ended: int, held_s: float, ended_due_s: float) -> None:
+        #: Requests taken since none was in flight; each remembers its own number.
+        self.begun = begun
+        self.ended = ended
+        #: The sum of what those in flight have reserved: in seconds, since each has its own rates
+        #: where a limit was changed meanwhile.
+        self.held_s = held_s
+        #: When the tokens would be full again if only ended requests had ever taken any.
+        self.ended_due_s = ended_due_s
 
 
-class Tally(msgspec.Struct):
+class Tally:
     """So many requests on that day; one object for all who have sent as many.
 
     A count of its own would say nothing of its day: then all would have to be reset at midnight,
     which takes half a second for a million.
     """
 
-    day: Day
-    count: int
+    __slots__ = ("count", "day")
+
+    def __init__(self, day: Day, count: int) -> None:
+        self.day: Final = day
+        self.count: Final = count
 
 
 class Day:
@@ -152,16 +159,26 @@ class Day:
         return self._tallies[count]
 
 
-class Meter(msgspec.Struct, gc=False):
+@mypyc_attr(acyclic=True)
+class Meter:
     """The two buckets of one caller or one model, and the caller's count for the day.
 
-    Out of the garbage collector's sight (there are no cycles): a million would make it pause.
+    Compiled, it is out of the garbage collector's sight: a million would make it pause.
     """
 
-    requests_due_s: float = 0.0
-    tokens_due_s: float = 0.0
-    flight: Flight | None = None
-    tally: Tally | None = None
+    __slots__ = ("flight", "requests_due_s", "tally", "tokens_due_s")
+
+    def __init__(
+        self,
+        requests_due_s: float = 0.0,
+        tokens_due_s: float = 0.0,
+        flight: Flight | None = None,
+        tally: Tally | None = None,
+    ) -> None:
+        self.requests_due_s = requests_due_s
+        self.tokens_due_s = tokens_due_s
+        self.flight = flight
+        self.tally = tally
 
     @property
     def in_flight(self) -> int:

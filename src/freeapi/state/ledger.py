@@ -272,7 +272,7 @@ class Purse:
         self._clock = clock
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, "ledger")
+        self._writer = ThreadPoolExecutor(1, "ledger")
         self._waiters: deque[_Waiter] = deque()
         #: A write is under way or about to be, or the next try after one that failed.
         self._is_busy = False
@@ -327,8 +327,8 @@ class Purse:
         self._fail_waiters(ShuttingDown)
         if self._write is not None:
             await asyncio.wait([self._write])
-        await self._loop.run_in_executor(self._thread, self._finish, self._budget.close())
-        self._thread.shutdown()
+        await self._loop.run_in_executor(self._writer, self._finish, self._budget.close())
+        self._writer.shutdown()
 
     def _finish(self, grants: list[Grant]) -> None:
         """In the thread: a lease that can't be given back is forfeited, and no more."""
@@ -353,7 +353,7 @@ class Purse:
             self._is_busy = False
             self._serve()
             return
-        self._write = self._loop.run_in_executor(self._thread, self._ledger.write, orders)
+        self._write = self._loop.run_in_executor(self._writer, self._ledger.write, orders)
         self._write.add_done_callback(partial(self._written, orders))
 
     def _written(self, grants: list[Grant], write: asyncio.Future[None]) -> None:
