@@ -12,7 +12,7 @@ import pytest
 from freeapi import prices
 from freeapi.config import Config, ConfigError
 from freeapi.policy.models import BUILTIN
-from freeapi.policy.prices import parse_table
+from freeapi.policy.price_table import parse_table
 from tests.configs import KEY, read
 
 ROOT = Path(__file__).parents[1]

@@ -59,9 +59,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "showing": CONFIG,
     "gate": MIDDLE,
     "prices": CONFIG | {"errors", "policy"},
-    "upstreams": MIDDLE,
+    "account": MIDDLE,
+    "upstreams": MIDDLE | {"account"},
     "scheduler": MIDDLE | {"gate"},
-    "dryrun": MIDDLE | {"upstreams"},
+    "dryrun": MIDDLE | {"account"},
     "hardening": set(),
     "forms": MIDDLE,
     "listening": set(),
@@ -73,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "embedded": MIDDLE | {"local"},
     "workers": ROOT_PARTS
     | {"banner", "gateway", "reload", "embedded", "live_line", "ports", "serve", "upstreams"},
-    "dispatch": MIDDLE | {"routes", "upstreams", "dryrun", "delivery"},
+    "dispatch": MIDDLE | {"routes", "account", "upstreams", "dryrun", "delivery"},
     "banner": MIDDLE | {"local", "upstreams"},
     "gateway": ROOT_PARTS | {"upstreams", "reload", "embedded", "ports", "shared", "workers"},
     "serve": ROOT_PARTS

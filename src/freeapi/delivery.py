@@ -6,9 +6,9 @@ What this is not: it decides and sends nothing; ``dispatch`` does, and writes he
 from __future__ import annotations
 
 from freeapi.forms import Form
+from freeapi.http.answers import Usage
 from freeapi.http.relay import Relay
 from freeapi.http.reply import Reply
-from freeapi.http.usage import Usage
 from freeapi.policy.keys import Key
 from freeapi.policy.payload import Prepared
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from freeapi import dryrun
+from freeapi.account import Account
 from freeapi.delivery import Delivery
 from freeapi.errors import (
     BudgetBusy,
@@ -48,7 +49,7 @@ from freeapi.routes import JSON
 from freeapi.state.ledger import Purse
 from freeapi.state.valkey_purse import SharedPurse
 from freeapi.state.valkey_slices import SharedReservation
-from freeapi.upstreams import STAND_IN_FOR, Account, Upstreams
+from freeapi.upstreams import STAND_IN_FOR, Upstreams
 
 #: One request and two more (DESIGN section 5, "Retry"), as many as OpenAI's SDKs make.
 TRIES_MAX: Final = 3

@@ -17,10 +17,10 @@ from typing import Final
 
 import msgspec
 
+from freeapi.account import Account
 from freeapi.errors import InvalidValue
 from freeapi.http.wire import Request
 from freeapi.policy.payload import Prepared
-from freeapi.upstreams import Account
 
 HEADER: Final = b"x-freeapi-dry-run"
 _REDACTED: Final = {"authorization": "Bearer [redacted]", "api-key": "[redacted]"}

@@ -23,7 +23,8 @@ import msgspec
 
 from freeapi.config import Config, ConfigError
 from freeapi.policy.models import UNIT_ENDPOINTS, Endpoint, Model
-from freeapi.policy.prices import MTOK, Price, PriceTable, dearer, parse_table
+from freeapi.policy.price_table import Price, PriceTable, dearer, parse_table
+from freeapi.policy.prices import MTOK
 from freeapi.providers import Upstream
 from freeapi.reading import Problem, quote
 

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from freeapi import __version__
+from freeapi.account import Account
 from freeapi.config import Config
 from freeapi.http.deadlines import Deadlines
 from freeapi.http.pool import Origin, Timeouts, UpstreamPool
@@ -22,43 +23,13 @@ from freeapi.http.tunnel import ProxyAddress
 from freeapi.policy.budget import Caps
 from freeapi.policy.keys import KeySpec, UpstreamKeys
 from freeapi.policy.models import PATHS, Endpoint, Model
-from freeapi.policy.payload import Prepared
 from freeapi.providers import LOCAL, Upstream
 from freeapi.spelling import Secret
 
 #: What it can stand in for: its words are words; its vectors aren't another model's.
 STAND_IN_FOR: Final = frozenset[Endpoint](["chat", "completions"])
-#: Whose answers needn't be JSON: what kind of sound or subtitles they are, the body says.
-_ANY_KIND: Final = frozenset[Endpoint](["speech", "transcriptions", "translations"])
 #: After all that an operator can configure.
 _LAST: Final = 1_000_000
-_JSON: Final = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
-#: How long a form will be isn't known when its first bytes leave.
-_FORM: Final = b"content-type: %b\r\ntransfer-encoding: chunked\r\n\r\n"
-
-
-class Account:
-    """One key's way to its upstream: the connections, and what its requests' heads begin with."""
-
-    __slots__ = ("_key_line", "_starts", "pool")
-
-    def __init__(
-        self, pool: UpstreamPool, starts: Mapping[Endpoint, bytes], key_line: bytes
-    ) -> None:
-        self.pool = pool
-        self._starts = starts
-        #: Holds the key, so it isn't in a repr.
-        self._key_line = key_line
-
-    def head_for(self, prepared: Prepared, form_type: bytes | None = None) -> bytes:
-        """The complete head of the request that is sent.
-
-        ``form_type``: the content type of a body that follows in chunks; None: the JSON prepared.
-        """
-        head = b"%b%b%b" % (self._starts[prepared.endpoint], self._key_line, _accept(prepared))
-        if form_type is not None:
-            return head + _FORM % form_type
-        return head + _JSON % len(prepared.body)
 
 
 class Upstreams(NamedTuple):
@@ -213,9 +184,3 @@ def _starts(authority: str, base_path: str, api_version: str | None) -> dict[End
         ).encode()
         for endpoint, path in PATHS.items()
     }
-
-
-def _accept(prepared: Prepared) -> bytes:
-    if prepared.stream:
-        return b"accept: text/event-stream\r\n"
-    return b"accept: */*\r\n" if prepared.endpoint in _ANY_KIND else b"accept: application/json\r\n"

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 
 from freeapi.errors import UpstreamFailed
+from freeapi.http.answers import Usage
 from freeapi.http.sse import EventStream, error_event, in_our_words
-from freeapi.http.usage import Usage, find_usage
+from freeapi.http.usage import find_usage
 from tests.fuzz.driver import cuts, fuzz
 
 OURS = error_event(UpstreamFailed())

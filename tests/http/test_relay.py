@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from freeapi.errors import UpstreamCut, UpstreamGarbage
+from freeapi.http.answers import Usage
 from freeapi.http.relay import COLLECT_BYTES_MAX, ERROR_BYTES_MAX, Relay
 from freeapi.http.sse import error_event
-from freeapi.http.usage import Usage
 from tests.answers import (
     DONE,
     chat_json,

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from freeapi.errors import UpstreamCut, UpstreamFailed
+from freeapi.http.answers import Usage
 from freeapi.http.sse import EVENT_BYTES_MAX, EventStream, error_event, in_our_words
-from freeapi.http.usage import USAGE_BYTES_MAX, Usage
+from freeapi.http.usage import USAGE_BYTES_MAX
 from tests.answers import (
     DETAILED,
     DONE,

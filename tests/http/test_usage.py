@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from freeapi.http.answers import Usage
 from freeapi.http.usage import (
     USAGE_BYTES_MAX,
     CacheCountHider,
-    Usage,
     UsageEnds,
     find_usage,
     hide_cache_counts,

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freeapi.errors import UpstreamFailed
+from freeapi.http.answers import Usage
 from freeapi.http.sse import EventStream, error_event
-from freeapi.http.usage import CacheCountHider, Usage, hide_cache_counts
+from freeapi.http.usage import CacheCountHider, hide_cache_counts
 from tests.answers import DONE, delta, event, response_event, text_delta, usage_event
 
 CANARY = "org-canary"

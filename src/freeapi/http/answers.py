@@ -16,6 +16,13 @@ TOKENS_MAX: Final = 1_000_000_000
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
 
+class Usage(msgspec.Struct, frozen=True):
+    """What the upstream says that it will bill."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class Counts(msgspec.Struct):
     """The same in all spellings; those of a file's duration and of characters have none of them."""
 

@@ -22,9 +22,10 @@ from collections.abc import Callable
 
 from freeapi.errors import FreeApiError, UpstreamGarbage
 from freeapi.http import wire
+from freeapi.http.answers import Usage
 from freeapi.http.reply import Reply
 from freeapi.http.sse import EventStream, error_event, in_our_words
-from freeapi.http.usage import CacheCountHider, Usage, UsageEnds, find_usage, hide_cache_counts
+from freeapi.http.usage import CacheCountHider, UsageEnds, find_usage, hide_cache_counts
 
 #: JSON answers up to this are sent whole; a chat answer of 16,000 tokens is about 100 KB.
 COLLECT_BYTES_MAX = 1_048_576

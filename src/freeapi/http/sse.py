@@ -21,11 +21,10 @@ import re
 import msgspec
 
 from freeapi.errors import FreeApiError, UpstreamFailed
-from freeapi.http.answers import decode_error, decode_event
+from freeapi.http.answers import Usage, decode_error, decode_event
 from freeapi.http.usage import (
     USAGE_END_BYTES,
     CacheCountHider,
-    Usage,
     hide_cache_counts,
     response_usage_at_end,
     usage_at_end,

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 import msgspec
 
 from freeapi.http.answers import (
     Counts,
+    Usage,
     decode_answer,
     decode_counts,
     decode_response,
@@ -55,15 +55,10 @@ _USAGE_KEY_CUT = re.compile(rb'(?:\\|\\?"(?:u(?:s(?:a(?:ge?)?)?)?)?)\Z')
 #: ``miss`` (DeepSeek), ``cache_read_input_tokens`` (Anthropic), ``cached_content_token_count``
 #: (Gemini). What was written to the cache is the other half of the same secret; OpenAI's
 #: ``cache_write_tokens_details`` counts it by ``ttl_12h_tokens`` and its like.
-_CACHE_COUNT = re.compile(rb'((?:cache|"ttl_)\w*"\s*+:\s*+)(-?\d[\d.eE+-]*+)(?=[\s,}])')
-_CACHE_COUNT_ABOVE_0 = re.compile(rb'cache\w*"\s*+:\s*+(?!0[\s,}])[-\d{]')
-
-
-class Usage(NamedTuple):
-    """What the upstream says it will bill."""
-
-    prompt_tokens: int
-    completion_tokens: int
+#: Names have 29 characters at most; without a bound, "cachecachecache..." would take the square.
+_CACHE_COUNT = re.compile(rb'((?:cache|"ttl_)\w{0,64}"\s*+:\s*+)(-?\d[\d.eE+-]*+)(?=[\s,}])')
+_CACHE = b"cache"
+_CACHE_COUNT_ABOVE_0 = re.compile(rb'cache\w{0,64}"\s*+:\s*+(?!0[\s,}])[-\d{]')
 
 
 def usage_of(value: msgspec.Raw) -> Usage | None:
@@ -100,11 +95,10 @@ def _both_sides(counts: Counts) -> Usage | None:
 
 def find_usage(body: bytes) -> Usage | None:
     """The usage of a whole JSON answer, or None. O(1) where it is near an end, else O(bytes)."""
-    if len(body) > _PARSED_BYTES_MAX:
-        usage = usage_at_end(body[-USAGE_END_BYTES:]) or _usage_at_start(body[:USAGE_END_BYTES])
-        if usage is not None:
-            return usage
-    return usage_in(body)
+    usage = usage_at_end(body[-USAGE_END_BYTES:])
+    if usage is None and len(body) > _PARSED_BYTES_MAX:
+        usage = _usage_at_start(body[:USAGE_END_BYTES])
+    return usage_in(body) if usage is None else usage
 
 
 def usage_at_end(tail: bytes) -> Usage | None:
@@ -183,10 +177,13 @@ def hide_cache_counts(data: bytes) -> bytes:
     >>> hide_cache_counts(b'{"usage":{"prompt_tokens_details":{"cached_tokens":1024}}}')
     b'{"usage":{"prompt_tokens_details":{"cached_tokens":0   }}}'
     """
-    if _CACHE_COUNT_ABOVE_0.search(data) is None:
-        return data
-    hider = CacheCountHider()
-    return hider.feed(data) + hider.rest()
+    at = data.find(_CACHE)  # which is faster than the expression's own search, by a factor of ten
+    while at >= 0:
+        if _CACHE_COUNT_ABOVE_0.match(data, at) is not None:
+            hider = CacheCountHider()
+            return hider.feed(data) + hider.rest()
+        at = data.find(_CACHE, at + len(_CACHE))
+    return data
 
 
 class CacheCountHider:

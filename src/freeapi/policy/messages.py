@@ -11,11 +11,14 @@ import msgspec
 from msgspec import Raw
 
 
-class PlainMessage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """Known fields, text for content, no audio."""
+class PlainMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """Known fields and no audio; encoded, it has the fields that it came with, as they were.
 
-    role: str
-    content: str | None = None
+    Still to be checked: whether role and content are text.
+    """
+
+    role: Raw
+    content: Raw = Raw()
     name: Raw = Raw()
     refusal: Raw = Raw()
     tool_calls: Raw = Raw()
@@ -25,4 +28,4 @@ class PlainMessage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 #: A list of them; raises msgspec.ValidationError if one is none.
-decode_plain_messages: Final = msgspec.json.Decoder(list[PlainMessage]).decode
+decode_messages: Final = msgspec.json.Decoder(list[PlainMessage]).decode
