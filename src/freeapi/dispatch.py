@@ -12,6 +12,7 @@ for the one case of a reused idle connection that died without a byte.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -95,6 +96,7 @@ class Dispatcher:
         self._now = now
         self._journal = journal
         self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
 
     async def deliver(self, delivery: Delivery, lease: Lease) -> None:
         """Send until the caller has an answer, the upstream's own or one cut short.
@@ -180,20 +182,25 @@ class Dispatcher:
         """
         reservation: Reservation | SharedReservation | None = None
         if self._purse is not None:
-            amount_nanousd = 0
-            if lease.key.upstream not in self._upstreams.free:
-                if not is_priced(delivery.prepared):  # it waited while a reload brought caps
-                    raise BudgetBusy(whose="this instance's", retry_after_s=KEY_WAIT_S)
-                amount_nanousd = bound_nanousd(delivery.prepared)
-            reservation = await self._purse.reserve(
-                lease.key.upstream, delivery.caller, amount_nanousd
-            )
+            upstream, caller = lease.key.upstream, delivery.caller
+            amount_nanousd = self._bound_nanousd(delivery, upstream)
+            reservation = self._purse.reserve_now(upstream, caller, amount_nanousd)
+            if reservation is None:
+                reservation = await self._purse.reserve(upstream, caller, amount_nanousd)
         unknown = delivery.unknown
         try:
             return await self._send(delivery, lease)
         finally:
             if reservation is not None:
                 self._settle(delivery, reservation, is_unknown=delivery.unknown > unknown)
+
+    def _bound_nanousd(self, delivery: Delivery, upstream: str) -> int:
+        """What a try costs at most. Raises BudgetBusy where that isn't known."""
+        if upstream in self._upstreams.free:
+            return 0
+        if not is_priced(delivery.prepared):  # it waited while a reload brought caps
+            raise BudgetBusy(whose="this instance's", retry_after_s=KEY_WAIT_S)
+        return bound_nanousd(delivery.prepared)
 
     def _settle(
         self, delivery: Delivery, reservation: Reservation | SharedReservation, *, is_unknown: bool
@@ -289,7 +296,10 @@ class Dispatcher:
         if delivery.form is None and not delivery.was_stale:  # a form can't be sent once more
             connection = account.pool.take()
         if connection is None:
-            connection = await account.pool.connect()
+            connection = await self._loop.create_task(account.pool.connect())
+            if delivery.reply.is_gone:
+                connection.close()
+                raise ClientGone
         was_reused = connection.reused
         reply, prepared = delivery.reply, delivery.prepared
         cancel, reply.on_gone = reply.on_gone, functools.partial(connection.abandon, relay)
@@ -300,7 +310,8 @@ class Dispatcher:
                 await connection.exchange(head, prepared.body, relay, delivery.final_s)
             else:
                 head = account.head_for(prepared, delivery.form.content_type)
-                await delivery.form.exchange(head, connection, relay, delivery.final_s)
+                form = delivery.form.exchange(head, connection, relay, delivery.final_s)
+                await self._loop.create_task(form)
         except UpstreamCut:
             if was_reused and connection.answered_s is None:
                 raise UpstreamStale from None

@@ -128,11 +128,11 @@ class Form:
     ) -> None:
         """Send all of it and let ``sink`` have the answer, which may come before the end.
 
-        Raises what the future of ``UpstreamConnection.begin`` does, and FreeApiError for what is
+        Raises what the outcome of ``UpstreamConnection.begin`` does, and FreeApiError for what is
         wrong with the form: what has left by then is no complete request.
         """
         self.is_begun = True
-        answer = connection.begin(head, sink, final_s)
+        answer = connection.begin(head, sink, final_s).future()
         sending = asyncio.get_running_loop().create_task(self._send(connection))
         try:
             await asyncio.wait((sending, answer), return_when=asyncio.FIRST_COMPLETED)

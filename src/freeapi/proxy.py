@@ -1,8 +1,8 @@
 """The life of one request, in order.
 
-``answer`` starts a task that reads from top to bottom: who is asking, what they ask, may they; then
-it is delivered (``dispatch``), and at the end, whatever happened, settled. The decisions are
-synchronous and each is a line here.
+``answer`` starts a coroutine that reads from top to bottom: who is asking, what they ask, may they;
+then it is delivered (``dispatch``), and at the end, whatever happened, settled. The decisions are
+synchronous and each is a line here. What has to wait for more than the answer does so in a task.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from freeapi.dispatch import Dispatcher
 from freeapi.errors import ClientGone, FreeApiError, InvalidValue, UnsupportedMediaType
 from freeapi.forms import Form, Room
 from freeapi.gate import Gate, Visitor
+from freeapi.http.outcome import Run
 from freeapi.http.reply import Reply
 from freeapi.http.wire import Request
 from freeapi.journal import Journal
@@ -104,8 +105,9 @@ class Proxy:
         return functools.partial(self._start, endpoint)
 
     def _start(self, endpoint: Endpoint, request: Request, reply: Reply) -> None:
-        task = self._loop.create_task(self._answer(Call(endpoint, request, reply)))
-        reply.on_gone = task.cancel
+        run = Run(self._answer(Call(endpoint, request, reply)))
+        reply.on_gone = run.cancel
+        run.start()
 
     async def _answer(self, call: Call) -> None:
         """Whatever happens, the caller gets an answer and the request is settled."""
@@ -135,15 +137,23 @@ class Proxy:
         # Who is asking.
         call.visitor = visitor = self._gate.identify(request)
         # What: the body checked, adjusted and written anew.
-        call.prepared = prepared = await self._prepare(call)
+        if call.endpoint in FORM_ENDPOINTS:
+            prepared = await self._loop.create_task(self._open_form(call))
+        else:
+            _require_json(request)
+            prepared = prepare(call.endpoint, request.body, self._models, self._rules)
+        call.prepared = prepared
         if dryrun.is_wanted(request):
-            await self._rehearse(call.reply, visitor, prepared)
+            await self._loop.create_task(self._rehearse(call.reply, visitor, prepared))
             return
         if prepared.stream:
             call.streamed = True
             self._metrics.streaming()
         # May they, and when: all that it needs at once, or in its turn.
-        call.grant = grant = await self._scheduler.grant(visitor, prepared)
+        granted: Grant | SharedGrant | None = self._scheduler.grant_now(visitor, prepared)
+        if granted is None:
+            granted = await self._loop.create_task(self._scheduler.grant(visitor, prepared))
+        call.grant = grant = granted
         call.queued_s = grant.queued_s
         # Deliver: connections, tries, relay.
         headers = self._gate.headers(visitor) + _adjusted(prepared)
@@ -151,12 +161,9 @@ class Proxy:
         call.delivery = Delivery(visitor.caller, prepared, call.form, call.reply, headers, final_s)
         await self._dispatcher.deliver(call.delivery, grant.lease)
 
-    async def _prepare(self, call: Call) -> Prepared:
-        """What is asked for; a form is read as far as it takes to tell."""
+    async def _open_form(self, call: Call) -> Prepared:
+        """What is asked for, the form being read as far as it takes to tell."""
         request = call.request
-        if call.endpoint not in FORM_ENDPOINTS:
-            _require_json(request)
-            return prepare(call.endpoint, request.body, self._models, self._rules)
         if request.upload is None:
             raise UnsupportedMediaType(kind="a form with a file", content_type=_FORM)
         if dryrun.is_wanted(request):

@@ -129,8 +129,22 @@ class Scheduler:
         self._look_again_s = 0.0
         self.now: Callable[[], float] = self._loop.time
 
+    def grant_now(self, visitor: Visitor, prepared: Prepared) -> Grant | None:
+        """What the request needs, if it can be had at once; None: it has to wait (``grant``).
+
+        Raises as ``grant``.
+        """
+        if self._held_lane(prepared) is not None:
+            return None
+        try:
+            return self._take(visitor, prepared)
+        except _Short as short:
+            if not self._queue_s:
+                raise short.error from None
+            return None
+
     async def grant(self, visitor: Visitor, prepared: Prepared) -> Grant:
-        """What the request needs, at once or in its turn.
+        """What the request needs, at once or in its turn. To be awaited in a task.
 
         Raises FreeApiError; then nothing is taken: RateLimitExceeded and ConcurrencyExceeded at
         once, CapacityExceeded if there is no hope within ``queue_s``, UpstreamRefused.

@@ -237,6 +237,9 @@ class SharedScheduler:
         """About how long a newcomer would wait for a key."""
         return self._for_keys.wait_s
 
+    def grant_now(self, visitor: Visitor, prepared: Prepared) -> None:
+        """Nothing can be had without asking the store."""
+
     async def grant(self, visitor: Visitor, prepared: Prepared) -> Grant | SharedGrant:
         """What the request needs, at once or in its turn.
 

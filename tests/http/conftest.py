@@ -250,7 +250,7 @@ def begin(
     """Send a request."""
     final_s = asyncio.get_running_loop().time() + within_s
     head = HEAD.replace(b": 2\r", b": %d\r" % len(body))
-    return connection.exchange(head, body, sink, final_s)
+    return connection.exchange(head, body, sink, final_s).future()
 
 
 async def ask(pool: UpstreamPool, sink: Taken | None = None) -> Taken:

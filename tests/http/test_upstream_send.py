@@ -64,7 +64,8 @@ def begin(
     connection: UpstreamConnection, sink: Taken, final_s: float = FINAL_S
 ) -> asyncio.Future[None]:
     """Send the head of a request."""
-    return connection.begin(HEAD, sink, asyncio.get_running_loop().time() + final_s)
+    final_s += asyncio.get_running_loop().time()
+    return connection.begin(HEAD, sink, final_s).future()
 
 
 async def flood(connection: UpstreamConnection) -> int:
@@ -175,7 +176,7 @@ async def test_caller_may_be_slow(new_pool: NewPool) -> None:
         for _ in range(2):  # each as long as the time-outs
             other = clock.exchange(HEAD, b"0\r\n\r\n", Taken(), float("inf"))
             with pytest.raises(UpstreamError):
-                await asyncio.wait_for(other, PATIENCE_S)
+                await asyncio.wait_for(other.future(), PATIENCE_S)
             clock = await pool.connect()
         assert await connection.send(b"hello")
         assert not done.done()

@@ -228,7 +228,7 @@ async def _ask(
         if start_s >= final_s:
             raise UpstreamTimeout
         connection = pool.take() or await pool.connect()
-        await connection.exchange(_head(upstream, key), b"", listing, final_s)
+        await connection.exchange(_head(upstream, key), b"", listing, final_s).future()
     except FreeApiError as error:
         return KeyAnswer(key, label=error.label)
     took_s = pool.loop.time() - start_s

@@ -1,8 +1,8 @@
 """One connection to an upstream.
 
 It carries one exchange at a time: the request leaves in one write, or its body piece by piece as
-chunks (``begin``), the answer comes back through callbacks to a ``Sink``, and a future tells when
-it is complete or what ended it. Nothing is
+chunks (``begin``), the answer comes back through callbacks to a ``Sink``, and an ``Outcome`` tells
+when it is complete or what ended it. Nothing is
 resent here: what failed is raised, with ``answered_s`` and ``reused`` saying what is known of its
 fate, and the proxy decides.
 
@@ -28,6 +28,7 @@ from freeapi.errors import (
 )
 from freeapi.http import wire
 from freeapi.http.deadlines import NEVER_S
+from freeapi.http.outcome import Outcome
 
 if TYPE_CHECKING:
     from freeapi.http.pool import UpstreamPool
@@ -91,7 +92,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._sink: Sink | None = None
-        self._done: asyncio.Future[None] | None = None
+        self._done: Outcome | None = None
         self._idle_limit_s = IDLE_S
         self._paused = False
         self._closing = False
@@ -122,19 +123,17 @@ class UpstreamConnection(asyncio.Protocol):
 
     # --- for the proxy ----------------------------------------------------------------------------
 
-    def exchange(
-        self, head: bytes, body: bytes, sink: Sink, final_s: float
-    ) -> asyncio.Future[None]:
-        """Send a request, and let ``sink`` have the answer. The future is done when it is complete.
+    def exchange(self, head: bytes, body: bytes, sink: Sink, final_s: float) -> Outcome:
+        """Send a request, and let ``sink`` have the answer; the outcome is known at its end.
 
-        ``final_s`` (loop time) bounds the whole. The future raises UpstreamCut, UpstreamGarbage,
+        ``final_s`` (loop time) bounds the whole. The outcome raises UpstreamCut, UpstreamGarbage,
         UpstreamTimeout, ClientGone (after ``abandon``) or what the sink raised.
         """
         transport = self._transport
         assert transport is not None, "a connection is handed out open"
         assert self._sink is None, "one exchange at a time"
         self._sink = sink
-        self._done = self._loop.create_future()
+        done = self._done = Outcome()
         self.answered_s = None
         self._final_s = final_s
         self.deadline_s = min(self._loop.time() + self._pool.timeouts.first_byte_s, final_s)
@@ -143,9 +142,9 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             transport.write(head)
             transport.write(body)
-        return self._done
+        return done
 
-    def begin(self, head: bytes, sink: Sink, final_s: float) -> asyncio.Future[None]:
+    def begin(self, head: bytes, sink: Sink, final_s: float) -> Outcome:
         """The same for a body in pieces: the head (``transfer-encoding: chunked``) is sent.
 
         Then ``send`` and at last ``finish``. The time to the first byte counts from there; before,
@@ -159,7 +158,7 @@ class UpstreamConnection(asyncio.Protocol):
     async def send(self, data: bytes) -> bool:
         """A piece of the body, not empty; waits until there is room for the next one.
 
-        False once no more is wanted: the exchange has ended, well or not (the future tells), or is
+        False once no more is wanted: the exchange has ended, well or not (the outcome tells), or is
         ending with the upstream's refusal. Then there is nothing more to send nor to finish.
         """
         assert data, "an empty chunk would be the last one"
@@ -371,12 +370,12 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             sink.on_end()
         except FreeApiError as error:
-            _resolve(done, error)
+            done.resolve(error)
         except BaseException:  # a bug of the sink's: still, who waits must wake
-            _resolve(done, FreeApiError())
+            done.resolve(FreeApiError())
             raise
         else:
-            _resolve(done, None)
+            done.resolve(None)
 
     def _release(self, keep_alive: bytes | None) -> None:
         transport = self._transport
@@ -399,20 +398,10 @@ class UpstreamConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         if done is not None:
-            _resolve(done, error)
+            done.resolve(error)
 
     def close(self) -> None:
         """Close without an exchange."""
         self._pool.closed(self)
         if self._transport is not None:
             self._transport.abort()
-
-
-def _resolve(done: asyncio.Future[None], error: FreeApiError | None) -> None:
-    """Wake who waits, unless nobody does any more."""
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)

@@ -282,17 +282,23 @@ class Purse:
         self._is_closed = False
         self._budget = Budget(caps, ledger.grants(utc_s), utc_s, self._lease_soon)
 
+    def reserve_now(self, upstream: str, caller: bytes, amount_nanousd: int) -> Reservation | None:
+        """Take a request's worst case; None while too little is leased: then ``reserve``.
+
+        Raises as ``Budget.reserve``.
+        """
+        if self._waiters and amount_nanousd:  # they were there before
+            return None
+        return self._budget.reserve(upstream, caller, amount_nanousd, self._clock())
+
     async def reserve(self, upstream: str, caller: bytes, amount_nanousd: int) -> Reservation:
-        """Take a request's worst case; see ``Budget.reserve``. Waits only while too little is
-        leased, one write of the disk for most.
+        """The same, waiting while too little is leased, one write of the disk for most.
 
         Raises BudgetExhausted, BudgetBusy, LedgerUnavailable, ShuttingDown: nothing was taken.
         """
-        if amount_nanousd == 0 or not self._waiters:
-            now_s = self._clock()
-            reservation = self._budget.reserve(upstream, caller, amount_nanousd, now_s)
-            if reservation is not None:
-                return reservation
+        reservation = self.reserve_now(upstream, caller, amount_nanousd)
+        if reservation is not None:
+            return reservation
         if self._is_closed:
             raise ShuttingDown
         if self._has_failed:

@@ -76,18 +76,23 @@ class SharedPurse:
         self._ask_soon()
         self._review_timer = self._loop.call_later(REVIEW_S, self._review)
 
-    async def reserve(self, upstream: str, caller: bytes, amount_nanousd: int) -> SharedReservation:
-        """Take a request's worst case; waits only while too little is leased.
-
-        Raises BudgetExhausted, BudgetBusy, LedgerUnavailable, ShuttingDown: nothing was taken.
-        """
+    def reserve_now(
+        self, upstream: str, caller: bytes, amount_nanousd: int
+    ) -> SharedReservation | None:
+        """Take a request's worst case; None while too little is leased: then ``reserve``."""
         assert amount_nanousd >= 0
         if amount_nanousd == 0:
             return SharedReservation((), 0, self.order_soon)
-        if not self._waiters:
-            reservation = self._reserve(upstream, amount_nanousd)
-            if reservation is not None:
-                return reservation
+        return None if self._waiters else self._reserve(upstream, amount_nanousd)
+
+    async def reserve(self, upstream: str, caller: bytes, amount_nanousd: int) -> SharedReservation:
+        """The same, waiting while too little is leased.
+
+        Raises BudgetExhausted, BudgetBusy, LedgerUnavailable, ShuttingDown: nothing was taken.
+        """
+        reservation = self.reserve_now(upstream, caller, amount_nanousd)
+        if reservation is not None:
+            return reservation
         if self._is_closed:
             raise ShuttingDown
         if self._has_failed:

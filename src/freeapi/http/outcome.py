@@ -1,0 +1,118 @@
+"""What becomes of something under way, and a coroutine that goes on as soon as it is known.
+
+A task takes each of its steps in a call of its own, a turn of the event loop later, and so does
+whoever waits for a future. A request waits once, for its answer: as a ``Run`` it takes its first
+steps in the call in which it came, and goes on in the call that brought the last byte of the
+answer. That is 20,000 instructions less for each, a tenth of all (measured by callgrind), and no
+turn of the loop with nothing to read. (Python 3.12 has eager tasks, which save the first half.)
+
+What this is not: a task. ``asyncio.timeout`` and its like need one, so what uses them has to be
+awaited as one: ``await loop.create_task(…)``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+from freeapi.errors import FreeApiError
+
+
+class Outcome:
+    """To be awaited in a ``Run``, by one; others ask for the ``future``."""
+
+    __slots__ = ("_wake", "error", "is_known")
+
+    def __init__(self) -> None:
+        self.is_known = False
+        #: Why it went wrong; None: it didn't, or nothing is known yet.
+        self.error: FreeApiError | None = None
+        self._wake: Callable[[], object] | None = None
+
+    def resolve(self, error: FreeApiError | None) -> None:
+        """It is known: whoever waits goes on within this call. Only the first time counts."""
+        if self.is_known:
+            return
+        self.is_known = True
+        self.error = error
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            wake()
+
+    def on_known(self, wake: Callable[[], object]) -> None:
+        """Call it once, when it is known. It isn't yet, and nobody else waits."""
+        assert not self.is_known, "what is known needs no waiting"
+        assert self._wake is None, "two wait for one outcome"
+        self._wake = wake
+
+    def future(self) -> asyncio.Future[None]:
+        """The same for a task."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def tell() -> None:
+            if future.done():
+                return
+            if self.error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(self.error)
+
+        if self.is_known:
+            tell()
+        else:
+            self.on_known(tell)
+        return future
+
+    def __await__(self) -> Generator[Outcome, None, None]:
+        if not self.is_known:
+            yield self
+        if self.error is not None:
+            try:
+                raise self.error
+            finally:  # its traceback leads to this frame: a cycle, which only the collector frees
+                self.error = None
+
+
+class Run:
+    """A coroutine on its way, from ``start`` to its end; what it raises there is raised where it
+    was woken, but for CancelledError.
+    """
+
+    __slots__ = ("_coroutine", "_waits_for")
+
+    def __init__(self, coroutine: Coroutine[Any, None, None]) -> None:
+        self._coroutine = coroutine
+        #: A future, while it waits for one.
+        self._waits_for: asyncio.Future[Any] | None = None
+
+    def start(self) -> None:
+        """Take the first steps, up to the first wait or the end."""
+        self._step()
+
+    def cancel(self) -> None:
+        """Cancel the future that it waits for, which raises CancelledError there.
+
+        One that isn't waiting for a future (but for an outcome, or not at all) isn't touched: it
+        has to see for itself that nobody wants it any more.
+        """
+        if self._waits_for is not None:
+            self._waits_for.cancel()
+
+    def _step(self) -> None:
+        try:
+            waits_for = self._coroutine.send(None)
+        except (StopIteration, asyncio.CancelledError):
+            return
+        if isinstance(waits_for, Outcome):
+            waits_for.on_known(self._step)
+            return
+        # What asyncio's futures yield, and what a task does with it (asyncio.tasks, Task.__step).
+        waits_for._asyncio_future_blocking = False
+        self._waits_for = waits_for
+        waits_for.add_done_callback(self._go_on)
+
+    def _go_on(self, future: asyncio.Future[Any]) -> None:
+        """The future raises or returns by itself where it is awaited."""
+        self._waits_for = None
+        self._step()
