@@ -121,7 +121,7 @@ class Store:
         Raises StoreError: the URL isn't one.
         """
         self._scripts: list[Script] = []
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._report = report
         self._dialer = _dialer(url, timeout_s)
         self._loop = asyncio.get_running_loop()
@@ -221,7 +221,7 @@ class Store:
         if self._pipe is not None:
             self._pipe.look()
         if self._pipe is not None:
-            self._look_timer = self._loop.call_later(self._timeout_s / LOOKS, self._look)
+            self._look_timer = self._loop.call_later(self.timeout_s / LOOKS, self._look)
 
     def _lost(self, why: str) -> None:
         self._pipe = None
