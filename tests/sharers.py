@@ -182,9 +182,9 @@ class Heard:
             await self._new.wait()
 
 
-async def started(server: ValkeyServer, heard: Heard) -> Store:
-    """A store that is up."""
-    store = Store(server.url, timeout_s=TIMEOUT_S, report=heard)
+async def started(server: ValkeyServer, heard: Heard, *, timeout_s: float = 5.0) -> Store:
+    """A store that is up. ``timeout_s``: ``TIMEOUT_S`` for a server that will not answer."""
+    store = Store(server.url, timeout_s=timeout_s, report=heard)
     await store.start()
     return store
 

@@ -11,7 +11,8 @@ from freeapi.policy.budget import Caps
 from freeapi.state import valkey_purse
 from freeapi.state.valkey import StoreUnavailable
 from freeapi.state.valkey_slices import SharedReservation
-from tests.sharers import CAP, Heard, Purses, idle, started
+from tests.scripted_upstream import PATIENCE_S
+from tests.sharers import CAP, TIMEOUT_S, Heard, Purses, idle, started
 from tests.valkey_server import ValkeyServer, serving
 
 
@@ -184,7 +185,7 @@ async def test_store_that_dies_and_comes_back(
     with pytest.raises(LedgerUnavailable):
         await purse.reserve("up", b"", 100_000)
     bad_server.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while bad_purses.reports != ["unavailable", "ok"]:
             await asyncio.wait([purse._writing] if purse._writing else [], timeout=0.05)
     (await purse.reserve("up", b"", 100_000)).settle(100_000)
@@ -197,7 +198,7 @@ async def test_store_that_stalls_refuses_nobody(
 ) -> None:
     """A request waits for a disk that is slow for longer than any other call would."""
     purse, heard = await bad_purses.start(), Heard()
-    hasty = await started(bad_server, heard)
+    hasty = await started(bad_server, heard, timeout_s=TIMEOUT_S)
     await idle(purse)
     bad_server.pause()
     waiting = asyncio.get_running_loop().create_task(purse.reserve("up", b"", 100))
