@@ -13,7 +13,7 @@ import asyncio
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ import pytest
 # Before their import: so that a failed assertion in them shows its values.
 pytest.register_assert_rewrite("tests.gateway", "tests.raw_client", "tests.scripted_upstream")
 
-from tests.gateway import POOL_KEY, UNLIMITED_MODEL, Gateway  # noqa: E402 - see above
+from tests.gateway import POOL_KEY, RUNNING, SERVE, UNLIMITED_MODEL, Gateway  # noqa: E402 - see above
 from tests.scripted_upstream import ScriptedUpstream, listening_socket  # noqa: E402 - see above
 
 #: Starts a gateway with these settings (names in lower case) and this freeapi.toml.
@@ -32,6 +32,26 @@ NODE_PACKAGES = Path(__file__).parent / "node" / "node_modules"
 def upstream_settings(port: int) -> dict[str, str]:
     """The environment of a gateway in front of the scripted upstream."""
     return {"OPENAI_API_KEYS": POOL_KEY, "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_of_gateways() -> Iterator[None]:
+    """No gateway outlives the tests, not even where a fixture failed."""
+    yield
+    for gateway in set(RUNNING):
+        gateway.kill()
+
+
+@pytest.fixture(autouse=True)
+def end_of_own_gateways() -> Iterator[None]:
+    """A test that fails takes along those that it started: they would slow down all that follow.
+
+    Those that tests share were there before, as pytest sets up the wider fixtures first.
+    """
+    before = set(RUNNING)
+    yield
+    for gateway in RUNNING - before:
+        gateway.kill()
 
 
 @pytest.fixture(scope="session")
@@ -57,14 +77,15 @@ async def upstream(listener: socket.socket) -> AsyncIterator[ScriptedUpstream]:
 async def start_gateway(upstream: ScriptedUpstream, tmp_path: Path) -> AsyncIterator[StartGateway]:
     """Start gateways in front of the scripted upstream; those still running are stopped.
 
-    ``config`` is added to a freeapi.toml with one model, which is without limits.
+    ``config`` is added to a freeapi.toml with one model, which is without limits; ``python`` are
+    other arguments of Python than the operator's.
     """
     started: list[Gateway] = []
 
-    async def start(config: str = "", **settings: str) -> Gateway:
+    async def start(config: str = "", *, python: Sequence[str] = SERVE, **settings: str) -> Gateway:
         chosen = {**upstream_settings(upstream.port), **settings}
         home = tmp_path / str(len(started))
-        gateway = await asyncio.to_thread(Gateway, home, chosen, UNLIMITED_MODEL + config)
+        gateway = await asyncio.to_thread(Gateway, home, chosen, UNLIMITED_MODEL + config, python)
         started.append(gateway)
         return gateway
 
