@@ -24,9 +24,38 @@ pytest.register_assert_rewrite("tests.gateway", "tests.raw_client", "tests.scrip
 from tests.gateway import POOL_KEY, RUNNING, SERVE, UNLIMITED_MODEL, Gateway  # noqa: E402 - see above
 from tests.scripted_upstream import ScriptedUpstream, listening_socket  # noqa: E402 - see above
 
+#: Files that take long for how many tests they have. xdist hands out files one by one: those begun
+#: last decide when the run ends.
+SLOW_FIRST = (
+    "deploy/test_image",
+    "deploy/test_sbom",
+    "promises/test_spend_crash",
+    "promises/test_soak",
+    "promises/test_slow_clients",
+    "promises/test_shared_faults",
+    "promises/test_shared_fairness",
+    "promises/test_fairness",
+    "test_readme",
+    "promises/test_page",
+    "promises/test_playground",
+)
 #: Starts a gateway with these settings (names in lower case) and this freeapi.toml.
 StartGateway = Callable[..., Awaitable[Gateway]]
 NODE_PACKAGES = Path(__file__).parent / "node" / "node_modules"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files first, the others as they stand."""
+    places = {f"{name}.py": place for place, name in enumerate(SLOW_FIRST)}
+    root = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        path = item.path
+        is_ours = path.is_relative_to(root)
+        name = path.relative_to(root).as_posix() if is_ours else path.name
+        return places.get(name, len(places))
+
+    items.sort(key=place)
 
 
 def upstream_settings(port: int) -> dict[str, str]:
