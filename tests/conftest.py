@@ -44,6 +44,11 @@ StartGateway = Callable[..., Awaitable[Gateway]]
 NODE_PACKAGES = Path(__file__).parent / "node" / "node_modules"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are processors: many tests wait for sockets, clocks and disks."""
+    return 1 + len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow files first, the others as they stand."""
     places = {f"{name}.py": place for place, name in enumerate(SLOW_FIRST)}
