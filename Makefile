@@ -1,8 +1,8 @@
 # The commands that README and CI use. Each sets up what it needs first; the second time that costs nothing.
 .PHONY: run setup test check fix fuzz lock reference
 
-# By file, since tests of one file share what they start.
-PYTEST = .venv/bin/pytest -n auto --maxprocesses=4 --dist loadfile
+# By file, since tests of one file share what they start; in tests/conftest.py's order.
+PYTEST = .venv/bin/pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 # `exec`: a signal that make passes on, or the terminal sends, reaches the proxy and no shell in between.
 run: .venv/.runtime

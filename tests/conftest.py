@@ -13,7 +13,7 @@ import asyncio
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,17 +21,71 @@ import pytest
 # Before their import: so that a failed assertion in them shows its values.
 pytest.register_assert_rewrite("tests.gateway", "tests.raw_client", "tests.scripted_upstream")
 
-from tests.gateway import POOL_KEY, UNLIMITED_MODEL, Gateway  # noqa: E402 - see above
+from tests.gateway import POOL_KEY, RUNNING, SERVE, UNLIMITED_MODEL, Gateway  # noqa: E402 - see above
 from tests.scripted_upstream import ScriptedUpstream, listening_socket  # noqa: E402 - see above
 
+#: Files that take long for how many tests they have. xdist hands out files one by one: those begun
+#: last decide when the run ends.
+SLOW_FIRST = (
+    "deploy/test_image",
+    "deploy/test_sbom",
+    "promises/test_spend_crash",
+    "promises/test_soak",
+    "promises/test_slow_clients",
+    "promises/test_shared_faults",
+    "promises/test_shared_fairness",
+    "promises/test_fairness",
+    "test_readme",
+    "promises/test_page",
+    "promises/test_playground",
+)
 #: Starts a gateway with these settings (names in lower case) and this freeapi.toml.
 StartGateway = Callable[..., Awaitable[Gateway]]
 NODE_PACKAGES = Path(__file__).parent / "node" / "node_modules"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are processors: many tests wait for sockets, clocks and disks."""
+    return 1 + len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files first, the others as they stand."""
+    places = {f"{name}.py": place for place, name in enumerate(SLOW_FIRST)}
+    root = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        path = item.path
+        is_ours = path.is_relative_to(root)
+        name = path.relative_to(root).as_posix() if is_ours else path.name
+        return places.get(name, len(places))
+
+    items.sort(key=place)
+
+
 def upstream_settings(port: int) -> dict[str, str]:
     """The environment of a gateway in front of the scripted upstream."""
     return {"OPENAI_API_KEYS": POOL_KEY, "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_of_gateways() -> Iterator[None]:
+    """No gateway outlives the tests, not even where a fixture failed."""
+    yield
+    for gateway in set(RUNNING):
+        gateway.kill()
+
+
+@pytest.fixture(autouse=True)
+def end_of_own_gateways() -> Iterator[None]:
+    """A test that fails takes along those that it started: they would slow down all that follow.
+
+    Those that tests share were there before, as pytest sets up the wider fixtures first.
+    """
+    before = set(RUNNING)
+    yield
+    for gateway in RUNNING - before:
+        gateway.kill()
 
 
 @pytest.fixture(scope="session")
@@ -57,14 +111,15 @@ async def upstream(listener: socket.socket) -> AsyncIterator[ScriptedUpstream]:
 async def start_gateway(upstream: ScriptedUpstream, tmp_path: Path) -> AsyncIterator[StartGateway]:
     """Start gateways in front of the scripted upstream; those still running are stopped.
 
-    ``config`` is added to a freeapi.toml with one model, which is without limits.
+    ``config`` is added to a freeapi.toml with one model, which is without limits; ``python`` are
+    other arguments of Python than the operator's.
     """
     started: list[Gateway] = []
 
-    async def start(config: str = "", **settings: str) -> Gateway:
+    async def start(config: str = "", *, python: Sequence[str] = SERVE, **settings: str) -> Gateway:
         chosen = {**upstream_settings(upstream.port), **settings}
         home = tmp_path / str(len(started))
-        gateway = await asyncio.to_thread(Gateway, home, chosen, UNLIMITED_MODEL + config)
+        gateway = await asyncio.to_thread(Gateway, home, chosen, UNLIMITED_MODEL + config, python)
         started.append(gateway)
         return gateway
 

@@ -19,7 +19,7 @@ from freeapi.policy.budget import Caps
 from freeapi.policy.limits import CallerLimits
 from freeapi.policy.meter import Rates
 from freeapi.state.valkey import Store
-from freeapi.state.valkey_leases import LeaseStore, Order
+from freeapi.state.valkey_leases import LEASE_TIMEOUT_S, LeaseStore, Order
 from freeapi.state.valkey_limits import Report, SharedLimits
 from freeapi.state.valkey_purse import SharedPurse
 from freeapi.state.valkey_questions import Ask, Verdict, question_of
@@ -76,11 +76,13 @@ class Purses:
         self._server = server
         self.namespace = b"{%x}" % random.getrandbits(64)
         self.utc_s = UTC_S
+        #: As patient with the disk as a gateway, for a test on a busy machine.
+        self.timeout_s = LEASE_TIMEOUT_S
         self.reports: list[str] = []
 
     async def leases(self) -> LeaseStore:
         """A connection and its leases."""
-        store = Store(self._server.url, timeout_s=0.5)
+        store = Store(self._server.url, timeout_s=self.timeout_s)
         leases = LeaseStore(store, namespace=self.namespace)
         await store.start()
         self._stack.push_async_callback(store.close)
@@ -180,9 +182,9 @@ class Heard:
             await self._new.wait()
 
 
-async def started(server: ValkeyServer, heard: Heard) -> Store:
-    """A store that is up."""
-    store = Store(server.url, timeout_s=TIMEOUT_S, report=heard)
+async def started(server: ValkeyServer, heard: Heard, *, timeout_s: float = 5.0) -> Store:
+    """A store that is up. ``timeout_s``: ``TIMEOUT_S`` for a server that will not answer."""
+    store = Store(server.url, timeout_s=timeout_s, report=heard)
     await store.start()
     return store
 

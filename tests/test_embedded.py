@@ -11,6 +11,7 @@ import pytest
 from freeapi.embedded import Embedded
 from freeapi.journal import Journal
 from tests.configs import KEY, read
+from tests.scripted_upstream import PATIENCE_S
 
 WANTED = read()
 UNWANTED = read({"OPENAI_API_KEYS": KEY})
@@ -31,7 +32,7 @@ async def test_it_runs_only_while_it_is_wanted(embedded: Embedded) -> None:
     assert await embedded.wanted(msgspec.structs.replace(WANTED, queue_s=1.0)) is model
     assert await embedded.wanted(UNWANTED) is None
     embedded.dismiss(0.0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while model.is_ready:  # noqa: ASYNC110 - what ends is another process
             await asyncio.sleep(0.01)
     await embedded.close()

@@ -31,7 +31,7 @@ CHINESE: Final = (ROOT / "README.zh-CN.md").read_text("utf-8")
 NOT_CLONED: Final = {".env", "freeapi.toml", ".git", ".hypothesis", ".fuzz"}
 PUBLIC, ADMIN = "127.0.0.1:8080", "127.0.0.1:9464"
 #: Libraries take seconds to import on a busy machine.
-COMMAND_MAX_S: Final = 40.0
+COMMAND_MAX_S: Final = 90.0
 
 START, *RUN = [block for block in blocks(ENGLISH) if block.reason is None and block.kind != "toml"]
 

@@ -32,7 +32,7 @@ from freeapi.scheduler import Grant, Scheduler
 from freeapi.spelling import StateUrl
 from freeapi.state.valkey import Store, StoreError, StoreUnavailable
 from freeapi.state.valkey_checks import check_server
-from freeapi.state.valkey_leases import Leases, LeaseStore
+from freeapi.state.valkey_leases import LEASE_TIMEOUT_S, Leases, LeaseStore
 from freeapi.state.valkey_limits import Report, SharedAdmission, SharedLimits
 
 _DAY_S: Final = 86_400
@@ -40,8 +40,6 @@ _DAY_S: Final = 86_400
 _AHEAD_S: Final = 3_600
 _SECRET_LOOK_S: Final = 60.0
 _SECRET_BYTES: Final = 32
-#: For leases, which wait for a disk.
-_LEASE_TIMEOUT_S: Final = 5.0
 
 
 class Shared:
@@ -54,7 +52,7 @@ class Shared:
         self._store = Store(url, report=self._reported)
         self._lease_store: Store | None = None
         if leases is None:
-            self._lease_store = Store(url, timeout_s=_LEASE_TIMEOUT_S)
+            self._lease_store = Store(url, timeout_s=LEASE_TIMEOUT_S)
             leases = LeaseStore(self._lease_store)
         self.leases: Leases = leases
         self.limits = SharedLimits(self._store, clock=time.time, heard=self._heard)

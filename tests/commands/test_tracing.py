@@ -57,6 +57,19 @@ def test_what_is_written_to_a_file_is_kept(tmp_path: Path, code: str) -> None:
     assert tracer.trace.gaps == set()
 
 
+def test_children_that_outlive_their_parent_are_seen(tmp_path: Path) -> None:
+    """What a child writes counts, though its parent may have ended before it begins."""
+    code = (
+        "import os; f = open('f', 'ab', 0)\n"
+        "for _ in range(30):\n"
+        "    if not os.fork(): f.write(b'x'); os._exit(0)"
+    )
+    for number in range(5):  # each missed one or two of them every other time
+        (home := tmp_path / str(number)).mkdir()
+        tracer, _, _ = traced(home, code)
+        assert bytes(tracer.trace.files[str(home / "f")]) == b"x" * 30
+
+
 def test_a_library_is_seen_as_well(tmp_path: Path) -> None:
     """SQLite writes from C, without asking Python: its files and what is in them are seen."""
     code = (

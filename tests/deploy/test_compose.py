@@ -24,6 +24,7 @@ from tests.deploy.manifests import (
     unpinned,
 )
 from tests.free_ports import free_port
+from tests.scripted_upstream import PATIENCE_S
 
 FOLDER = DEPLOY / "compose"
 FILE = FOLDER / "compose.yaml"
@@ -109,6 +110,6 @@ async def test_valkey_keeps_the_cap(valkey: int) -> None:
     await store.close()
     stranger = Store(f"valkey://127.0.0.1:{valkey}/0")
     with pytest.raises(StoreError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await stranger.start()
     await stranger.close()

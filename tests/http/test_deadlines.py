@@ -54,10 +54,8 @@ async def test_a_shorter_time_out_makes_the_sweep_look_more_often() -> None:
     deadlines = Deadlines(loop, 1_000.0)
     deadlines.heed(0.04)
     item = Timed(deadlines, loop.time())
-    begun_s = loop.time()
     deadlines.add(item)
-    await until(lambda: item.expired_s)
-    assert item.expired_s < begun_s + 0.5
+    await until(lambda: item.expired_s)  # by the other time-out it would take 250 s
     deadlines.close()
 
 

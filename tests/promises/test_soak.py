@@ -37,7 +37,7 @@ REQUESTS, STREAMS = 20_000, 1_000
 UPSTREAM_RESTARTS = 1_000
 #: Rounds after which memory is looked at for the first time.
 WARM_UP_ROUNDS = 100
-RESTARTS, MODEL_RESTARTS = 20, 2
+RESTARTS, MODEL_RESTARTS = 8, 2
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def listening_again(port: int) -> socket.socket:
 
 
 def test_restarts_leave_nothing(quick_port: int, tmp_path: Path) -> None:
-    """Each of 20 restarts on one port serves, ends cleanly, and leaves neither file nor process."""
+    """Each of eight restarts on one port serves, ends cleanly, and leaves no file or process."""
     settings = {**upstream_settings(quick_port), "TMPDIR": str(tmp_path)}
     restart(tmp_path / "home", settings, RESTARTS, use_once)
     assert [path.name for path in tmp_path.rglob("*")] == ["home", "freeapi.toml"]

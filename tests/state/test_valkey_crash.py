@@ -11,7 +11,7 @@ import pytest
 from freeapi.errors import BudgetBusy, BudgetExhausted, ConcurrencyExceeded, LedgerUnavailable
 from freeapi.policy.budget import Caps
 from freeapi.policy.limits import CallerLimits
-from freeapi.state import valkey, valkey_purse
+from freeapi.state import valkey, valkey_leases, valkey_purse
 from freeapi.state.valkey import StoreUnavailable
 from freeapi.state.valkey_slices import SharedReservation
 from tests.sharers import TIMEOUT_S, Limiters, Purses, ask, settled, up_again
@@ -24,7 +24,11 @@ async def test_never_over_the_cap_through_crashes(
 ) -> None:
     """Gateways that die and a store that is killed and paused under them never spend more."""
     asyncio.get_running_loop().set_debug(False)
+    # Whoever meets the harm is refused soon; the test is about what was sent before.
     monkeypatch.setattr(valkey_purse, "RETRY_S", 0.01)
+    monkeypatch.setattr(valkey_purse, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(valkey_leases, "SYNC_TIMEOUT_S", 0.3)
+    bad_purses.timeout_s = 0.5
     chance = random.Random(seed)
     caps = Caps(daily_nanousd=20_000, upstream_daily_nanousd={"donor": 9_000})
     purses = [await bad_purses.start(caps) for _ in range(3)]

@@ -7,9 +7,10 @@ import asyncio
 import msgspec
 import pytest
 
-from freeapi.state.valkey import StoreUnavailable
-from freeapi.state.valkey_leases import Leased, Order
+from freeapi.state.valkey import Store, StoreUnavailable
+from freeapi.state.valkey_leases import SYNC_TIMEOUT_S, Leased, LeaseStore, Order
 from tests.sharers import Purses
+from tests.valkey_server import ValkeyServer
 
 
 async def test_order_that_comes_late_is_ignored(purses: Purses) -> None:
@@ -74,3 +75,13 @@ async def test_sync_comes_after_what_was_written(purses: Purses) -> None:
     calls = [line.split(b"calls=")[1].split(b",")[0] for line in stats.split() if b"_eval" in line]
     assert calls == [b"1"]
     assert b"cmdstat_evalsha" not in stats
+
+
+async def test_connection_that_gives_up_before_the_disk_is_refused(
+    durable_server: ValkeyServer,
+) -> None:
+    """A time-out that a slow sync would trip is our own mistake, and is told at once."""
+    store = Store(durable_server.url, timeout_s=SYNC_TIMEOUT_S)
+    with pytest.raises(AssertionError, match="slow disk"):
+        LeaseStore(store)
+    await store.close()

@@ -7,6 +7,7 @@ import asyncio
 from freeapi.policy.limits import CallerLimits
 from freeapi.policy.meter import Rates
 from freeapi.state.valkey_limits import Report
+from tests.scripted_upstream import PATIENCE_S
 from tests.sharers import Limiters, ask, asked, beat, slow
 from tests.valkey_server import ValkeyServer
 
@@ -40,7 +41,7 @@ async def test_it_beats_by_itself(server: ValkeyServer, gateways: Limiters) -> N
     listener = await gateways.start(server, heard)
     listener.begin()
     await (await gateways.start(server)).publish(Report("key1", "", "dead", 1.0))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not heard:
             await listener.secret(0)
     assert heard[0].state == "dead"

@@ -11,7 +11,7 @@ import trustme
 
 from freeapi.state.valkey import Script, Store, StoreError, StoreRefused, StoreUnavailable
 from freeapi.state.valkey_pipe import ValkeyPipe
-from tests.sharers import TIMEOUT_S, Heard, answers, started
+from tests.sharers import Heard, answers, started
 from tests.valkey_server import ValkeyServer, serving
 
 
@@ -84,7 +84,7 @@ async def test_garbage_closes_the_connection(tmp_path: Path) -> None:
     path = tmp_path / "s"
     listener = await asyncio.start_unix_server(talk, path)
     heard = Heard()
-    store = Store(f"unix://{path}", timeout_s=TIMEOUT_S, report=heard)
+    store = Store(f"unix://{path}", report=heard)
     await store.start()
     with pytest.raises(StoreUnavailable):
         await store.command(b"PING")
@@ -133,7 +133,7 @@ async def test_tls(server: ValkeyServer, tmp_path: Path) -> None:
 async def test_password_and_database_of_the_url(login: str, is_right: bool) -> None:
     """The URL's password is used, and a wrong or missing one stops the start."""
     with serving("--requirepass", "right") as server:
-        store = Store(f"unix://{login}{server.socket}?db=2", timeout_s=TIMEOUT_S)
+        store = Store(f"unix://{login}{server.socket}?db=2")
         if is_right:
             await store.start()
             info: bytes = await store.command(b"CLIENT", b"INFO")

@@ -9,8 +9,10 @@ import pytest
 from freeapi.errors import BudgetBusy, BudgetExhausted, LedgerUnavailable, ShuttingDown
 from freeapi.policy.budget import Caps
 from freeapi.state import valkey_purse
+from freeapi.state.valkey import StoreUnavailable
 from freeapi.state.valkey_slices import SharedReservation
-from tests.sharers import CAP, Purses, idle
+from tests.scripted_upstream import PATIENCE_S
+from tests.sharers import CAP, TIMEOUT_S, Heard, Purses, idle, started
 from tests.valkey_server import ValkeyServer, serving
 
 
@@ -142,6 +144,7 @@ async def test_order_that_is_not_on_disk_is_not_spent_from(
 ) -> None:
     """Without its append-only file the server's word isn't enough, and the request is refused."""
     monkeypatch.setattr(valkey_purse, "RETRY_S", 0.01)
+    monkeypatch.setattr(valkey_purse, "PATIENCE_S", 0.0)
     with serving("--appendonly", "no") as server:
         purses._server = server
         purse = await purses.start()
@@ -173,6 +176,7 @@ async def test_store_that_dies_and_comes_back(
 ) -> None:
     """What is leased may be spent while the store is away, no more; then it goes on by itself."""
     monkeypatch.setattr(valkey_purse, "RETRY_S", 0.05)
+    monkeypatch.setattr(valkey_purse, "PATIENCE_S", 0.0)
     purse = await bad_purses.start(Caps(daily_nanousd=1_000_000))
     (await purse.reserve("up", b"", 100)).settle(100)
     await idle(purse)
@@ -181,12 +185,48 @@ async def test_store_that_dies_and_comes_back(
     with pytest.raises(LedgerUnavailable):
         await purse.reserve("up", b"", 100_000)
     bad_server.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while bad_purses.reports != ["unavailable", "ok"]:
             await asyncio.wait([purse._writing] if purse._writing else [], timeout=0.05)
     (await purse.reserve("up", b"", 100_000)).settle(100_000)
     await purse.close()
     assert await bad_purses.leased() == 101_100
+
+
+async def test_store_that_stalls_refuses_nobody(
+    bad_purses: Purses, bad_server: ValkeyServer
+) -> None:
+    """A request waits for a disk that is slow for longer than any other call would."""
+    purse, heard = await bad_purses.start(), Heard()
+    hasty = await started(bad_server, heard, timeout_s=TIMEOUT_S)
+    await idle(purse)
+    bad_server.pause()
+    waiting = asyncio.get_running_loop().create_task(purse.reserve("up", b"", 100))
+    with pytest.raises(StoreUnavailable):
+        await hasty.command(b"PING")
+    assert heard.words == ["ok", "timeout"]
+    await hasty.close()
+    assert "waiting=1" in repr(purse)
+    bad_server.resume()
+    (await waiting).settle(100)
+    assert bad_purses.reports == []
+
+
+async def test_connection_that_breaks_refuses_nobody(
+    bad_purses: Purses, bad_server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that meets a store which is just restarting waits for it, and is then served."""
+    monkeypatch.setattr(valkey_purse, "PATIENCE_S", 60.0)  # a start of the server takes long here
+    purse = await bad_purses.start()
+    await idle(purse)
+    bad_server.kill()
+    waiting = asyncio.get_running_loop().create_task(purse.reserve("up", b"", 100))
+    while purse._failing_s is None:
+        await asyncio.wait([waiting], timeout=0.01)
+    assert "waiting=1" in repr(purse)
+    await asyncio.to_thread(bad_server.start)
+    (await waiting).settle(100)
+    assert bad_purses.reports == []
 
 
 async def test_gateway_that_starts_knows_what_others_have_spent(purses: Purses) -> None:

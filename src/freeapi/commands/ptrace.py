@@ -19,11 +19,14 @@ from typing import Final, NamedTuple
 _TRACEME: Final = 0
 _SYSCALL: Final = 24
 _SETOPTIONS: Final = 0x4200
+_GET_EVENT_MESSAGE: Final = 0x4201
 _GET_SYSCALL_INFO: Final = 0x420E
 #: Mark stops at system calls; follow threads, children and new programs; end with the tracer.
 _OPTIONS: Final = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x100000
 #: waitpid: also for threads (__WALL), and only for what this thread started (__WNOTHREAD).
 WAIT: Final = 0x40000000 | 0x20000000
+#: The stops of whoever forks, or starts a thread: fork, vfork, clone.
+EVENTS_BIRTH: Final = (1, 2, 3)
 EVENT_EXEC: Final = 4
 _INFO: Final = struct.Struct("=B3xIQQ7Q")
 
@@ -96,6 +99,13 @@ def follow(pid: int) -> None:
 def go_on(tid: int, signal_number: int = 0) -> None:
     """Let the thread run to its next system call, with that signal if it isn't 0."""
     _request(_SYSCALL, tid, 0, signal_number)
+
+
+def born(tid: int) -> int:
+    """Whom the thread has just started; for a stop at one of ``EVENTS_BIRTH``."""
+    child = ctypes.c_ulong()
+    _request(_GET_EVENT_MESSAGE, tid, 0, ctypes.addressof(child))
+    return child.value
 
 
 def system_call(tid: int) -> Entered | Left | None:

@@ -76,6 +76,8 @@ class Tracer:
         self._entered: dict[int, ptrace.Entered] = {}
         #: By thread, its process.
         self._processes: dict[int, int] = {}
+        #: Those of them that haven't had their first stop yet.
+        self._unborn: set[int] = set()
         #: By process: its memory, and which of its descriptors lead to files.
         self._memories: dict[int, int] = {}
         self._files: dict[int, dict[int, str]] = {}
@@ -153,20 +155,29 @@ class Tracer:
                 self._leave(tid, os.waitstatus_to_exitcode(status))
 
     def _stopped(self, tid: int, number: int, event: int) -> None:
-        is_new = tid not in self._processes
-        if is_new:
-            self._arrive(tid)
+        is_new = tid not in self._processes or tid in self._unborn
+        self._unborn.discard(tid)
+        self._arrive(tid)
         deliver = 0
         if number == _SYSTEM_CALL:
             self._called(tid)
         elif event == ptrace.EVENT_EXEC:
             self._open_memory(self._processes[tid])
+        elif event in ptrace.EVENTS_BIRTH:
+            # Now, while the parent stands still: it may end before its child's first stop, and what
+            # the child has inherited, or that there is a child at all, would be lost with it.
+            child = ptrace.born(tid)
+            if child not in self._processes:
+                self._unborn.add(child)
+                self._arrive(child)
         elif not event and not (is_new and number == signal.SIGSTOP):
             deliver = number
         ptrace.go_on(tid, deliver)
 
     def _arrive(self, tid: int) -> None:
-        """Note a new thread, or a new process with what it inherits."""
+        """Note a thread, if it is new, or a process with what it inherits."""
+        if tid in self._processes:
+            return
         status = dict(
             line.split(":", 1) for line in Path(f"/proc/{tid}/status").read_text().splitlines()
         )
@@ -189,6 +200,7 @@ class Tracer:
             os.close(memory)
 
     def _leave(self, tid: int, code: int) -> None:
+        self._unborn.discard(tid)
         pid = self._processes.pop(tid, None)
         self._entered.pop(tid, None)
         if pid is not None and pid not in self._processes.values():

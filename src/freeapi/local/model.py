@@ -1,8 +1,8 @@
 """The gateway's side of the embedded model: a child process that is started, watched and ended.
 
 Plan: a private directory for the socket; spawn ``python -m freeapi.local`` and wait for its
-``READY`` line (nothing is polled); from then on a task waits for the child's exit and starts
-another one at the same address, after a pause that doubles while it keeps failing.
+``READY`` line (nothing is polled); from then on it is kept running (``child``), always at the same
+address.
 
 What this is not: a client. Requests go to ``socket_path`` as to any upstream.
 
@@ -10,7 +10,6 @@ Invariants:
 - The child's stdin is a pipe that only this process holds, so it sees this process die.
 - The child has a session of its own: Ctrl-C at the terminal ends the gateway, which first drains.
 - The child's environment is an allow-list; keys of upstreams aren't on it.
-- After ``stop``, or a ``start`` that failed or was cancelled, no process and no directory is left.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import asyncio
 import contextlib
 import importlib.util
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -28,16 +26,11 @@ from pathlib import Path
 from typing import Final
 
 from freeapi.journal import Journal
+from freeapi.local.child import Child
 from freeapi.local.shape import READY
 
 #: Reading 100 MB from a cold disk and warming up took 4 s on two old cores.
 START_MAX_S: Final = 60.0
-#: The child ends at SIGTERM without any clean-up of its own, so this only bounds a stuck kernel.
-STOP_MAX_S: Final = 5.0
-PAUSE_MIN_S: Final = 1.0
-PAUSE_MAX_S: Final = 30.0
-#: A child that has lived this long wasn't failing at its start: the next pause is short again.
-STABLE_S: Final = 60.0
 #: Bytes, with the final zero. Source: unix(7) has 108; macOS, sys/un.h, 104.
 SOCKET_PATH_MAX: Final = 104
 #: llama.cpp takes a host name for a Unix socket because it ends in ``.sock``.
@@ -57,17 +50,20 @@ class LocalModelError(Exception):
     """The embedded model can't be started; the text, for the operator, says what to do."""
 
 
-class LocalModel:
-    """A running embedded model. Made by ``start``; ``stop`` must be called in the end."""
+class LocalModel(Child):
+    """A running embedded model. Made by ``start``; ``stop`` must be called in the end.
+
+    ``stop`` doesn't wait for running generations.
+    """
+
+    exit_event = "local_exit"
+    failure = LocalModelError
 
     def __init__(self, directory: str, model_path: str, journal: Journal) -> None:
+        super().__init__(directory, journal)
         self.socket_path = os.path.join(directory, SOCKET_NAME)
-        self._directory = directory
         self._model_path = model_path
-        self._journal = journal
-        self._process: Process | None = None
         self._has_answered = False
-        self._keeper: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, journal: Journal) -> LocalModel:
@@ -77,13 +73,7 @@ class LocalModel:
         """
         model_path = find_model()
         model = cls(private_directory(), model_path, journal)
-        try:
-            await model._spawn()
-        except BaseException:
-            await model.stop()
-            raise
-        loop = asyncio.get_running_loop()
-        model._keeper = loop.create_task(model._keep_running(), name="local-model")
+        await model.begin()
         return model
 
     def __repr__(self) -> str:
@@ -102,29 +92,6 @@ class LocalModel:
         if process is None or process.returncode is not None or not self._has_answered:
             return None
         return process.pid
-
-    async def stop(self) -> None:
-        """End the child and remove its directory. It doesn't wait for running generations."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
-        if self._process is not None:
-            await end(self._process, STOP_MAX_S)
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    async def _keep_running(self) -> None:
-        """Start the child again whenever it is gone, until cancelled."""
-        loop = asyncio.get_running_loop()
-        pause_s = 0.0
-        while self._process is not None:
-            since_s = loop.time()
-            status = await self._process.wait()
-            pause_s = next_pause_s(pause_s, loop.time() - since_s)
-            self._journal.event("local_exit", status=status, wait_s=pause_s)
-            await asyncio.sleep(pause_s)
-            # What fails here is seen as the next exit, after which the pause is longer.
-            with contextlib.suppress(LocalModelError, OSError):
-                await self._spawn()
 
     async def _spawn(self) -> None:
         """Start a child and wait until it answers. Raises LocalModelError; it has ended then."""
@@ -201,22 +168,3 @@ def how_it_ended(status: int) -> str:
     """``died at its start (SIGILL)``, from a return code."""
     reason = signal.Signals(-status).name if status < 0 else f"exit code {status}"
     return f"died at its start ({reason})"
-
-
-def next_pause_s(pause_s: float, lived_s: float) -> float:
-    """The pause before a new child, given the last one and how long the dead child had lived."""
-    if lived_s >= STABLE_S:
-        return PAUSE_MIN_S
-    return min(max(PAUSE_MIN_S, pause_s * 2), PAUSE_MAX_S)
-
-
-async def end(process: Process, wait_max_s: float) -> None:
-    """End a process and wait for its exit: SIGTERM, and after ``wait_max_s`` SIGKILL."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(wait_max_s):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()

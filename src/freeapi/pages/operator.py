@@ -14,7 +14,7 @@ elsewhere and runs no script but its own file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import resources
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -148,7 +148,7 @@ def _histogram(families: Families, name: str) -> dict[str, Any]:
 
 def _static(name: str, content_type: bytes) -> Page:
     """A file of the package, read once."""
-    body = (resources.files("freeapi.pages") / "static" / name).read_bytes()
+    body = (Path(__file__).parent / "static" / name).read_bytes()
     headers = GUARDS + b"content-type: %b\r\n" % content_type
 
     def show(request: Request, reply: Reply) -> None:

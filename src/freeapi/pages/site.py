@@ -20,7 +20,7 @@ import gzip
 import hashlib
 import re
 from collections.abc import Mapping
-from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import Final
 
@@ -93,7 +93,7 @@ class Site:
 
     def __init__(self, facts: SiteFacts) -> None:
         """Read the files of the package and render."""
-        static = files("freeapi.pages") / "static"
+        static = Path(__file__).parent / "static"
         self._page = Template((static / "site.html").read_text("utf-8"))
         self._texts = {
             language: msgspec.toml.decode((static / f"site.{language}.toml").read_bytes())

@@ -50,9 +50,9 @@ class StatusPage:
         waiting: Callable[[], int],
         money: Callable[[], Status] | None,
         *,
-        wait_s: Callable[[], float] = lambda: 0.0,
-        upstream: Callable[[], Availability] = lambda: "ok",
-        capacity: Callable[[], Sequence[Left]] = tuple,
+        wait_s: Callable[[], float],
+        upstream: Callable[[], Availability],
+        capacity: Callable[[], Sequence[Left]],
     ) -> None:
         """``money``: None where nothing is capped; ``wait_s``: a newcomer's in the queue."""
         self._is_ready = is_ready

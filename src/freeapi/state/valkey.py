@@ -33,6 +33,9 @@ from freeapi.errors import FreeApiError
 
 #: The longest time that a call may take. Healthy ones take less than a millisecond.
 TIMEOUT_S: Final = 1.0
+#: The longest that connecting may take, with TLS and the password: a machine that has just started
+#: is busy with more than this. Nobody waits for it but the start, as calls fail without it.
+CONNECT_TIMEOUT_S: Final = 5.0
 #: The first wait before connecting again, and the longest; each is random below its bound.
 RETRY_MIN_S: Final = 0.05
 RETRY_MAX_S: Final = 2.0
@@ -121,9 +124,9 @@ class Store:
         Raises StoreError: the URL isn't one.
         """
         self._scripts: list[Script] = []
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._report = report
-        self._dialer = _dialer(url, timeout_s)
+        self._dialer = _dialer(url)
         self._loop = asyncio.get_running_loop()
         self._pipe: Pipe | None = None
         self._look_timer: asyncio.TimerHandle | None = None
@@ -221,7 +224,7 @@ class Store:
         if self._pipe is not None:
             self._pipe.look()
         if self._pipe is not None:
-            self._look_timer = self._loop.call_later(self._timeout_s / LOOKS, self._look)
+            self._look_timer = self._loop.call_later(self.timeout_s / LOOKS, self._look)
 
     def _lost(self, why: str) -> None:
         self._pipe = None
@@ -253,8 +256,8 @@ def unreachable(error: Exception) -> StoreError:
     )
 
 
-def _dialer(url: str, timeout_s: float) -> Dialer:
+def _dialer(url: str) -> Dialer:
     """Loads the libraries, see above. Raises StoreError: the URL isn't one."""
     module = importlib.import_module("freeapi.state.valkey_pipe")
-    dialer: Dialer = module.ValkeyDialer(url, timeout_s)
+    dialer: Dialer = module.ValkeyDialer(url)
     return dialer

@@ -23,6 +23,8 @@ from freeapi.state.valkey import NAMESPACE, Script, Store, StoreRefused, StoreUn
 
 #: `everysec` syncs once a second, a busy disk later; then the order counts as failed.
 SYNC_TIMEOUT_S: Final = 3.0
+#: Of a connection for leases, which must outlast a sync.
+LEASE_TIMEOUT_S: Final = 5.0
 #: After a failed order.
 RETRY_S: Final = 1.0
 
@@ -66,7 +68,8 @@ class LeaseStore:
         namespace: bytes = NAMESPACE,
         store_time: Callable[[], float] | None = None,
     ) -> None:
-        """``store``'s time-out must be over ``SYNC_TIMEOUT_S``."""
+        """``store``'s time-out must be over ``SYNC_TIMEOUT_S``: ``LEASE_TIMEOUT_S``."""
+        assert store.timeout_s > SYNC_TIMEOUT_S, "a slow disk would cost the connection"
         self._store = store
         self._namespace = namespace
         self._store_time = store_time

@@ -24,7 +24,15 @@ import libvalkey
 from valkey.asyncio.connection import AbstractConnection, ConnectionPool
 from valkey.exceptions import ValkeyError
 
-from freeapi.state.valkey import LOOKS, Again, StoreError, StoreRefused, unavailable, unreachable
+from freeapi.state.valkey import (
+    CONNECT_TIMEOUT_S,
+    LOOKS,
+    Again,
+    StoreError,
+    StoreRefused,
+    unavailable,
+    unreachable,
+)
 
 #: Answers that say that the server can't serve anyone now, rather than that the call is wrong.
 _AWAY: Final = frozenset(("LOADING", "MASTERDOWN", "READONLY", "MISCONF", "OOM", "BUSY"))
@@ -33,16 +41,15 @@ _AWAY: Final = frozenset(("LOADING", "MASTERDOWN", "READONLY", "MISCONF", "OOM",
 class ValkeyDialer:
     """As ``valkey.Dialer``, for one URL."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    def __init__(self, url: str) -> None:
         """Raises StoreError: the URL isn't one of one server."""
-        self._pool = _pool(url, timeout_s)
-        self._timeout_s = timeout_s
+        self._pool = _pool(url)
 
     async def dial(self, lost: Callable[[str], None]) -> ValkeyPipe:
         """The library connects, by TLS where that is wanted, and logs in. Raises StoreError."""
         connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
-            async with asyncio.timeout(2 * self._timeout_s):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await connection.connect()  # type: ignore[no-untyped-call]
         except (ValkeyError, OSError) as error:  # a TimeoutError is an OSError
             await connection.disconnect(nowait=True)
@@ -162,7 +169,7 @@ class ValkeyPipe(asyncio.Protocol):
             self.close(word.lower())
 
 
-def _pool(url: str, timeout_s: float) -> ConnectionPool:
+def _pool(url: str) -> ConnectionPool:
     """The library's reading of the URL: never connects, only makes connections."""
     scheme = url.partition("://")[0]
     if scheme not in ("valkey", "valkeys", "redis", "rediss", "unix"):
@@ -172,7 +179,7 @@ def _pool(url: str, timeout_s: float) -> ConnectionPool:
             "were granted, and with them the cap"
         )
     try:
-        return ConnectionPool.from_url(url, socket_connect_timeout=timeout_s)
+        return ConnectionPool.from_url(url, socket_connect_timeout=CONNECT_TIMEOUT_S)
     except (ValueError, TypeError) as error:
         raise StoreError("FREEAPI_STATE isn't a URL that valkey-py can read") from error
 

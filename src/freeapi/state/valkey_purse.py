@@ -16,6 +16,7 @@ Invariants:
 - A refused request has taken nothing. Requests that wait are served in their order, but for those
   for which there is no money.
 - One order is under way at a time; while none gets through, only what is leased may be spent.
+- Nobody waits for a store that fails for longer than ``PATIENCE_S`` and one order's time-out.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ from freeapi.state.valkey import StoreUnavailable
 from freeapi.state.valkey_leases import RETRY_S, Leases
 from freeapi.state.valkey_slices import SLICES_PER_CAP, Account, SharedReservation, end_of
 
+#: An order that fails is made again before anyone is refused, until its first try is this old: a
+#: connection that broke is back by then (``valkey.RETRY_MAX_S``). Where the store is slow rather
+#: than gone, one order has used it up.
+PATIENCE_S: Final = 2.0
+#: Between such tries. Without a connection one costs microseconds.
+_AGAIN_S: Final = 0.1
 #: What is left is asked anew where the last answer is older, which shows on a page only.
 _STALE_S: Final = 2.0
 #: How often a slice is looked at that nobody uses.
@@ -63,6 +70,9 @@ class SharedPurse:
         self._loop = asyncio.get_running_loop()
         self._waiters: deque[_Waiter] = deque()
         self._writing: asyncio.Task[None] | None = None
+        #: When the first of the orders was made that have failed since one got through.
+        self._failing_s: float | None = None
+        #: And they have for too long: callers are refused at once.
         self._has_failed = False
         self._is_closed = False
         self._is_due = False
@@ -171,20 +181,19 @@ class SharedPurse:
 
     async def _order_once(self) -> None:
         self._count_wanted()
-        is_probe, self._is_asking = self._has_failed or self._is_asking, False
+        is_probe, self._is_asking = self._failing_s is not None or self._is_asking, False
         orders = ((one, one.order(is_probe=is_probe)) for one in self._accounts)
         made = [(one, order) for one, order in orders if order is not None]
         if not made:
             self._serve()
             return
+        made_s = self._loop.time()
         try:
             answers = await self._leases.write([order for _, order in made])
         except StoreUnavailable:
-            self._tell(has_failed=True)
-            self._fail_waiters(partial(LedgerUnavailable, retry_after_s=RETRY_S))
-            await asyncio.sleep(RETRY_S)
-            self._is_due = True
+            await self._failed(made_s)
             return
+        self._failing_s = None
         self._tell(has_failed=False)
         now_s = self._loop.time()
         for (account, order), leased in zip(made, answers, strict=True):
@@ -194,6 +203,17 @@ class SharedPurse:
             self._is_due = True
         if any(one.is_stale for one in self._accounts):  # they were refused: nothing will come back
             self._is_due = True
+
+    async def _failed(self, made_s: float) -> None:
+        """Until the next try; whoever waits is refused once it has been too long."""
+        if self._failing_s is None:
+            self._failing_s = made_s
+        is_long = self._loop.time() - self._failing_s >= PATIENCE_S
+        if is_long:
+            self._tell(has_failed=True)
+            self._fail_waiters(partial(LedgerUnavailable, retry_after_s=RETRY_S))
+        await asyncio.sleep(RETRY_S if is_long else _AGAIN_S)
+        self._is_due = True
 
     def _count_wanted(self) -> None:
         for account in self._accounts:

@@ -15,74 +15,45 @@ import contextlib
 import ctypes
 import importlib.util
 import os
-import shutil
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import DEVNULL
 from pathlib import Path
 from typing import Final
 
 from freeapi.journal import Journal
-from freeapi.local.model import end, next_pause_s, private_directory
+from freeapi.local.child import Child
+from freeapi.local.model import private_directory
 from freeapi.state.valkey import StoreError
 
 _SOCKET_NAME: Final = "store.sock"
 START_MAX_S: Final = 10.0
-_STOP_MAX_S: Final = 5.0
 _LOOK_S: Final = 0.01
 #: Source: linux/prctl.h.
 _PR_SET_PDEATHSIG: Final = 1
 
 
-class EmbeddedStore:
+class EmbeddedStore(Child):
     """A running Valkey. Made by ``start``; ``stop`` must be called in the end."""
 
+    exit_event = "store_exit"
+    failure = StoreError
+
     def __init__(self, directory: str, journal: Journal) -> None:
-        self._directory = directory
-        self._journal = journal
+        super().__init__(directory, journal)
         self._path = os.path.join(directory, _SOCKET_NAME)
-        self._process: Process | None = None
-        self._keeper: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, journal: Journal) -> EmbeddedStore:
         """Start it; returns once it listens. Raises StoreError, LocalModelError (the directory)."""
         store = cls(private_directory(), journal)
-        try:
-            await store._spawn()
-        except BaseException:
-            await store.stop()
-            raise
-        loop = asyncio.get_running_loop()
-        store._keeper = loop.create_task(store._keep_running(), name="store")
+        await store.begin()
         return store
 
     @property
     def url(self) -> str:
         """As FREEAPI_STATE names it."""
         return f"unix://{self._path}"
-
-    async def stop(self) -> None:
-        """End it and remove its directory."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
-        if self._process is not None:
-            await end(self._process, _STOP_MAX_S)
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    async def _keep_running(self) -> None:
-        """Start it again whenever it is gone, until cancelled."""
-        loop = asyncio.get_running_loop()
-        pause_s = 0.0
-        while self._process is not None:
-            since_s = loop.time()
-            status = await self._process.wait()
-            pause_s = next_pause_s(pause_s, loop.time() - since_s)
-            self._journal.event("store_exit", status=status, wait_s=pause_s)
-            await asyncio.sleep(pause_s)
-            with contextlib.suppress(StoreError, OSError):
-                await self._spawn()
 
     async def _spawn(self) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -37,7 +37,7 @@ from freeapi.http.server import Server
 from freeapi.journal import Journal
 from freeapi.live_line import LiveLine, Numbers
 from freeapi.local import LocalModelError
-from freeapi.local.model import end, next_pause_s
+from freeapi.local.child import end, next_pause_s
 from freeapi.measures import DEFINITIONS, Families, merge, pack
 from freeapi.metrics import Metrics
 from freeapi.pages.admin import AdminPages, is_loopback
