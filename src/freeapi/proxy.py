@@ -149,6 +149,7 @@ class Proxy:
         headers = self._gate.headers(visitor) + _adjusted(prepared)
         final_s = request.received_s + self._total_s
         call.delivery = Delivery(visitor.caller, prepared, call.form, call.reply, headers, final_s)
+        call.delivery.upstreams = grant.upstreams
         await self._dispatcher.deliver(call.delivery, grant.lease)
 
     async def _prepare(self, call: Call) -> Prepared:
