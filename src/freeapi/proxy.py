@@ -113,6 +113,8 @@ class Proxy:
         self._metrics.started()
         try:
             await self._serve(call)
+            if call.delivery is not None and call.delivery.cut_label:
+                label = call.delivery.cut_label
         except FreeApiError as error:
             label = error.label
             self._refuse(call, error)

@@ -141,17 +141,24 @@ class Relay:
             body = hide_cache_counts(in_our_words(body))
         self._reply.send(self.status, self._own_headers(b""), body)
 
-    def fail(self, error: FreeApiError) -> None:
-        """The upstream died after ``started``: tell the caller in the way its answer allows."""
+    def fail(self, error: FreeApiError) -> bool:
+        """The upstream died after ``started``: tell the caller in the way its answer allows.
+
+        False: the caller has all of it, as ``[DONE]`` had come already.
+        """
         if self._events is None:
             self._reply.cut()
-            return
+            return True
         self._reply.keep_alive = False
-        if self._events.is_done:
-            self.usage = self._events.usage
-        else:  # and a usage so far, as some upstreams send with each event, isn't what they bill
+        is_cut = not self._events.is_done
+        if (
+            is_cut
+        ):  # and a usage so far, as some upstreams send with each event, isn't what they bill
             self._reply.write(error_event(error))
+        else:
+            self.usage = self._events.usage
         self._reply.end()
+        return is_cut
 
     # --- treatments of a read, chosen by on_head --------------------------------------------------
 
