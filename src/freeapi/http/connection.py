@@ -510,6 +510,13 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
+    def stop(self, error: FreeApiError) -> None:
+        """For the end of a drain: tell who still waits, and close once that has left."""
+        if self._reply is None:
+            self.abort()
+        else:
+            self._reply.stop(error)
+
     def abort(self) -> None:
         """Close at once, without what is still unsent."""
         if self._transport is not None:

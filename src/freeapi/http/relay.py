@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from freeapi.errors import FreeApiError, UpstreamGarbage
+from freeapi.errors import FreeApiError, ShuttingDown, UpstreamGarbage
 from freeapi.http import wire
 from freeapi.http.reply import Reply
 from freeapi.http.sse import EventStream, error_event, in_our_words
@@ -33,6 +33,8 @@ ERROR_BYTES_MAX = 65_536
 
 #: Kinds of content that no text is looked for in.
 _SOUND = (b"audio/", b"application/octet-stream")
+#: Of a stream that we have to end before the upstream does.
+_LAST_WORDS = error_event(ShuttingDown())
 _STREAM_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
@@ -106,6 +108,7 @@ class Relay:
         if kind.startswith(b"text/event-stream"):
             self._events = EventStream(hides_usage=self._hides_usage)
             self._start(_STREAM_HEADERS, None)
+            self._reply.last_words = _LAST_WORDS
             self._treat = Relay._pass_events
             return
         given = headers.get(b"content-length")
