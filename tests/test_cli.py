@@ -150,3 +150,13 @@ def test_wrong_arguments_are_refused(
         main(arguments)
     assert caught.value.code == 2
     assert "usage: freeapi" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two", "2.5", "513"])
+def test_wrong_number_of_workers_is_told(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says what was found and what is allowed, as for any other setting."""
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", f"--workers={count}"])
+    assert ended.value.code == 2
+    expected = f"argument --workers: found '{count}'; allowed: a whole number from 1 to 512"
+    assert expected in capsys.readouterr().err

@@ -192,9 +192,11 @@ def _flags(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _count(text: str) -> int:
-    """Raises ValueError, which argparse words."""
-    if not 1 <= int(text) <= _WORKERS_MAX:
-        raise ValueError
+    """Raises ArgumentTypeError, with what is allowed."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _WORKERS_MAX):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}; allowed: a whole number from 1 to {_WORKERS_MAX}"
+        )
     return int(text)
 
 

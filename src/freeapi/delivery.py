@@ -20,6 +20,7 @@ class Delivery:
         "answered_s",
         "caller",
         "cost_nanousd",
+        "cut_label",
         "final_s",
         "form",
         "headers",
@@ -66,6 +67,8 @@ class Delivery:
         self.was_stale = False
         #: The upstream of the last try.
         self.upstream = ""
+        #: An answer that had begun and was cut short: by what, for the counts.
+        self.cut_label = ""
         #: Loop time of its first byte.
         self.answered_s: float | None = None
 

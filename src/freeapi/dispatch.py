@@ -255,8 +255,8 @@ class Dispatcher:
         """No complete answer: tell a caller who has some of it, or try again, or raise."""
         failure = _FAILURES[type(error)]
         self._report(delivery, lease, failure, None)
-        if relay.started:
-            relay.fail(error)
+        if relay.started and relay.fail(error):
+            delivery.cut_label = error.label
         delivery.unknown += failure.may_be_billed and delivery.has_left and delivery.usage is None
         if relay.started:
             return None

@@ -87,6 +87,8 @@ class Gate:
             bucket.reconfigure(model.rpm, model.tpm)
             self._buckets[model.name] = bucket
         self._old_buckets = known
+        if self._shared is not None:
+            self._shared.models = tuple(self._buckets)
         # Behind proxies that are known, or with tokens, one busy tag is one busy caller.
         if tokens is not None or proxy_hops:
             self._watch = None
@@ -178,13 +180,13 @@ class Gate:
     def capacity(self) -> dict[str, tuple[int | None, int | None]]:
         """What each model's own limits would let in at once: requests, tokens. O(models).
 
-        Nothing where gateways share: only the store knows.
+        Where gateways share, as of this one's last word with the store, half a second ago.
         """
-        if self._shared is not None:
-            return {}
         now_s = self._now()
+        meters = None if self._shared is None else self._shared.meter
         return {
-            name: bucket.rates.left(bucket.meter, now_s) for name, bucket in self._buckets.items()
+            name: bucket.rates.left(meters(name) if meters else bucket.meter, now_s)
+            for name, bucket in self._buckets.items()
         }
 
     def headers_for(self, request: Request) -> bytes:

@@ -39,7 +39,7 @@ from freeapi.scheduler import Scheduler
 from freeapi.shared import Shared, SharedScheduler
 from freeapi.state.ledger import Ledger, Purse
 from freeapi.state.valkey_purse import SharedPurse
-from freeapi.upstreams import Upstreams, build, caps, routed
+from freeapi.upstreams import STAND_IN_FOR, Upstreams, build, caps, routed
 from freeapi.workers.link import Report
 
 #: No secret: what keeps tokens out of the shared store is the day's, with which they are tagged.
@@ -171,8 +171,7 @@ class Gateway:
         self._deadlines.heed(_shortest_s(config))
         self._journal.set_level(config.log)
         if isinstance(self._scheduler, SharedScheduler):
-            share_nanousd = config.caller_daily_nanousd
-            self._scheduler.reconfigure(config.queue_s, upstreams.free, share_nanousd)
+            self._reconfigure_shared(self._scheduler, config)
         else:
             self._scheduler.reconfigure(config.queue_s)
 
@@ -242,9 +241,16 @@ class Gateway:
             return alone
         self._shared.join(self._keys)
         scheduler = SharedScheduler(self._gate, self._keys, self._shared, alone)
-        free, share_nanousd = self._upstreams.free, config.caller_daily_nanousd
-        scheduler.reconfigure(config.queue_s, free, share_nanousd)
+        self._reconfigure_shared(scheduler, config)
         return scheduler
+
+    def _reconfigure_shared(self, scheduler: SharedScheduler, config: Config) -> None:
+        scheduler.reconfigure(
+            config.queue_s,
+            self._upstreams.free,
+            config.caller_daily_nanousd,
+            stand_in_for=STAND_IN_FOR if config.policy.when_exhausted == "local" else (),
+        )
 
     def _ledger(self, config: Config) -> Ledger | None:
         """Where money is written down here, if any is spent within caps. Raises LedgerError."""

@@ -115,6 +115,8 @@ class Proxy:
         self._metrics.started()
         try:
             await self._serve(call)
+            if call.delivery is not None and call.delivery.cut_label:
+                label = call.delivery.cut_label
         except FreeApiError as error:
             label = error.label
             self._refuse(call, error)
@@ -159,6 +161,7 @@ class Proxy:
         headers = self._gate.headers(visitor) + _adjusted(prepared)
         final_s = request.received_s + self._total_s
         call.delivery = Delivery(visitor.caller, prepared, call.form, call.reply, headers, final_s)
+        call.delivery.upstreams = grant.upstreams
         await self._dispatcher.deliver(call.delivery, grant.lease)
 
     async def _open_form(self, call: Call) -> Prepared:

@@ -26,6 +26,8 @@ from freeapi.spelling import KEYS, Kind, Secret, Unfit
 
 #: Characters of a wrong value that are shown; more would bury the message.
 SHOWN_CHARS_MAX: Final = 60
+#: The same, of the items of a wrong list; there are nine endpoints.
+SHOWN_ITEMS_MAX: Final = 9
 #: A key of OpenAI and its like, a user name and password, a query: in whatever setting they stand.
 _SENSITIVE: Final = re.compile(r"\bsk[-_]|://.*@|\?")
 #: What Kubernetes puts into every pod for a service called ``freeapi`` or ``freeapi-…``, which
@@ -242,9 +244,13 @@ class Reader:
 def quote(value: object, *, secret: bool = False) -> str:
     """A wrong value as it may be shown to the operator, in quotes.
 
-    >>> quote("12x"), quote("sk-abc"), quote([1])
-    ("'12x'", 'a value of 6 characters, not shown', 'a list')
+    >>> quote("12x"), quote("sk-abc"), quote({})
+    ("'12x'", 'a value of 6 characters, not shown', 'a dict')
+    >>> quote(["chat", "video"]), quote([])
+    ("'chat', 'video'", 'a list')
     """
+    if isinstance(value, list) and value and not secret:
+        return ", ".join(quote(one) for one in value[:SHOWN_ITEMS_MAX])
     if isinstance(value, list | dict):
         return f"a {type(value).__name__}"
     text = str(value)

@@ -172,7 +172,10 @@ class Routes:
     def _not_found(self, request: Request) -> RouteNotFound:
         path = _in_api(request.path)
         collection = path.split(b"/")[1:2]
-        if request.method == b"POST" and path in _ENDPOINT_PATHS:
+        tidy = b"/" + b"/".join(filter(None, request.path.split(b"/")))
+        if tidy != request.path and tidy in self._paths:
+            hint = f"It is {_shown(tidy)}: mind the slashes where the base URL ends."
+        elif request.method == b"POST" and path in _ENDPOINT_PATHS:
             hint = _OFF
         elif collection and collection[0].decode("latin-1") in _STATEFUL:
             hint = _STATELESS

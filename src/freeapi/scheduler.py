@@ -54,6 +54,7 @@ class Grant:
         "is_open",
         "lease",
         "queued_s",
+        "upstreams",
     )
 
     def __init__(
@@ -63,6 +64,8 @@ class Grant:
         self._prepared = prepared
         self._admission = admission
         self._waiter: Waiter[Turn] | None = None
+        #: The names of those that may serve it.
+        self.upstreams = prepared.model.upstreams
         #: How long it waited for its turn.
         self.queued_s = 0.0
         self.lease = lease

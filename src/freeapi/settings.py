@@ -374,7 +374,13 @@ POLICY: Final[tuple[Setting, ...]] = (
 PAGE: Final[tuple[Setting, ...]] = (
     Setting("title", "title", "chatgpt-freeapi", LINE, "What the instance's page is called"),
     Setting("contact", "contact", None, CONTACT, "Whom visitors may write to: mail, or a page"),
-    Setting("sponsor_text", "sponsor_text", None, LINE, "Who pays; shown on the page"),
+    Setting(
+        "sponsor_text",
+        "sponsor_text",
+        None,
+        LINE,
+        'Who pays; shown on the page, behind "Paid for by"',
+    ),
     Setting("sponsor_url", "sponsor_url", None, WEB_PAGE, "Where that text leads to"),
     Setting(
         "sponsor_image",

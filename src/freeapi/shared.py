@@ -22,12 +22,15 @@ import time
 from collections.abc import Collection
 from typing import Final
 
+from freeapi.errors import BudgetBusy, BudgetExhausted, UpstreamRefused
 from freeapi.gate import Gate, Visitor, tokens_of
 from freeapi.journal import Journal
 from freeapi.policy.fairness import token_cost
 from freeapi.policy.keys import Key, KeyPool, Lease
+from freeapi.policy.models import Endpoint
 from freeapi.policy.payload import Prepared
 from freeapi.policy.prices import bound_nanousd, is_priced
+from freeapi.providers import LOCAL
 from freeapi.scheduler import Grant, Scheduler
 from freeapi.spelling import StateUrl
 from freeapi.state.valkey import Store, StoreError, StoreUnavailable
@@ -178,10 +181,12 @@ class Shared:
 class SharedGrant:
     """As ``scheduler.Grant``, for what the store has admitted."""
 
-    __slots__ = ("_admission", "_grant", "_prepared", "lease", "queued_s")
+    __slots__ = ("_admission", "_grant", "_prepared", "lease", "queued_s", "upstreams")
 
     def __init__(self, prepared: Prepared, admission: SharedAdmission, grant: Grant) -> None:
         self._prepared = prepared
+        #: Those that may serve it: where its caller's share is spent, the free ones of the model.
+        self.upstreams = prepared.model.upstreams
         self._admission = admission
         self._grant = grant
         self.lease: Lease = grant.lease
@@ -216,12 +221,24 @@ class SharedScheduler:
         self._for_keys = Scheduler(_Admitted(), keys, 0.0)
         self._free: Collection[str] = ()
         self._share_nanousd: int | None = None
+        self._stand_in_for: Collection[Endpoint] = ()
 
-    def reconfigure(self, queue_s: float, free: Collection[str], share_nanousd: int | None) -> None:
-        """``free``: upstreams that cost nothing; ``share_nanousd``: one caller's of a day."""
+    def reconfigure(
+        self,
+        queue_s: float,
+        free: Collection[str],
+        share_nanousd: int | None,
+        *,
+        stand_in_for: Collection[Endpoint],
+    ) -> None:
+        """``free``: upstreams that cost nothing; ``share_nanousd``: one caller's of a day.
+
+        ``stand_in_for``: where the embedded model goes on when the money is gone.
+        """
         self._queue_s = queue_s
         self._free = free
         self._share_nanousd = share_nanousd
+        self._stand_in_for = stand_in_for
         self._alone.reconfigure(queue_s)
         self._for_keys.reconfigure(queue_s)
 
@@ -254,6 +271,35 @@ class SharedScheduler:
             if not is_free:
                 raise
             return await self._alone.grant(visitor, prepared)
+        except (BudgetExhausted, BudgetBusy) as broke:
+            return await self._without_share(visitor, prepared, broke)
+        return await self._with_key(visitor, prepared, admission)
+
+    async def _without_share(
+        self, visitor: Visitor, prepared: Prepared, broke: BudgetExhausted | BudgetBusy
+    ) -> SharedGrant:
+        """What costs nothing may still answer, as where one gateway is alone.
+
+        See ``Dispatcher._without_money``, whose rule for the embedded model this is, too.
+        """
+        free = tuple(name for name in prepared.model.upstreams if name in self._free)
+        is_gone = isinstance(broke, BudgetExhausted)
+        if not free and is_gone and prepared.endpoint in self._stand_in_for:
+            free = (LOCAL,)
+        if not free:
+            raise broke
+        prepared = prepared.over(free)
+        ask = self._gate.ask(visitor, prepared, 0, None)
+        admission = await self._limits.admit(ask, self._queue_s)
+        try:
+            return await self._with_key(visitor, prepared, admission)
+        except UpstreamRefused:
+            raise broke from None
+
+    async def _with_key(
+        self, visitor: Visitor, prepared: Prepared, admission: SharedAdmission
+    ) -> SharedGrant:
+        """It was let in: now a key."""
         try:
             grant = await self._for_keys.grant(visitor, prepared)
         except BaseException:

@@ -103,7 +103,9 @@ async def test_each_status_has_its_verdict(
 ) -> None:
     """What an upstream says to the only key is a problem or not, with a remedy and no word of its
     own, and of the key four characters are shown."""
-    upstream.plays([send(error(status, code, "canary-words"))])
+    chat = [send(error(400, None, "no model"))]
+    listing_ = [send(error(status, code, "canary-words"))]
+    upstream.script = lambda request: listing_ if request.method == "GET" else chat
     finding = (await examined(url(upstream)))["openai"][1]
     assert finding.level == level
     assert word in finding.text
@@ -111,6 +113,24 @@ async def test_each_status_has_its_verdict(
     assert finding.remedy
     assert f"key …{KEY[-4:]}:" in finding.text
     assert "canary" not in finding.text + finding.remedy
+
+
+async def test_wrong_base_url_is_a_problem(upstream: ScriptedUpstream) -> None:
+    """Where there is neither a list of models nor a chat, the address is wrong, not the key."""
+    upstream.plays([send(error(404, None, "canary-words"))])
+    finding = (await examined(url(upstream) + "/v2"))["openai"][1]
+    assert (finding.level, "base_url" in finding.remedy) == ("problem", True)
+    assert f"{upstream.port}/v1/v2 is no API like OpenAI's" in finding.text
+    assert "canary" not in finding.text
+    asked = [(one.method, one.target, one.body) for one in upstream.requests]
+    assert asked == [("GET", "/v1/v2/models", b""), ("POST", "/v1/v2/chat/completions", b"{}")]
+
+
+async def test_upstream_without_a_list_may_do_without_chats(upstream: ScriptedUpstream) -> None:
+    """One that is asked for vectors alone can't be tried for free, and that is no problem."""
+    upstream.plays([send(error(404, None, "no"))])
+    vectors = '[[model]]\nname = "gpt-x"\nendpoints = ["embeddings"]\n' + IMPATIENT
+    assert (await examined(url(upstream), toml=vectors))["openai"][1].level == "warning"
 
 
 async def test_bad_key_beside_a_good_one_is_a_warning(upstream: ScriptedUpstream) -> None:

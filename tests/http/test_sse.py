@@ -396,6 +396,5 @@ def test_cache_count_of_an_overlong_event_is_hidden() -> None:
         filler = b"a" * (EVENT_BYTES_MAX - shift)
         whole = b"data: " + usage.replace(b'""', b'"%b"' % filler, 1) + b"\n\n" + delta("b")
         events = stream()
-        first = events.feed(whole[:at])
-        assert at - USAGE_BYTES_MAX < len(first) <= at
+        assert at - USAGE_BYTES_MAX < len(first := events.feed(whole[:at])) <= at
         assert first + events.feed(whole[at:]) == whole.replace(b"1920", b"0   ")

@@ -241,3 +241,13 @@ async def test_prefix_is_optional(upstream: ScriptedUpstream, gateway: Gateway) 
     for target in (f"/v1/models/{MODEL}", f"/models/{MODEL}"):
         entry = (await ask(gateway.port, request("GET", target))).json()
         assert (entry["id"], entry["object"]) == (MODEL, "model")
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1//chat/completions", "//v1/chat/completions", "/v1/chat/completions/"]
+)
+async def test_slash_too_many_is_named(gateway: Gateway, path: str) -> None:
+    """A base URL that ends in a slash, put before a path by hand, is told from a missing route."""
+    answer = await ask(gateway.port, post(path, b"{}"))
+    assert (answer.status, answer.error()["code"]) == (404, "not_found")
+    assert "It is /v1/chat/completions: mind the slashes" in answer.error()["message"]

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.biller import DEAR, Biller
+from tests.conftest import upstream_settings
 from tests.crowd import caller_from
 from tests.gateway import UNLIMITED_MODEL, Gateway
 from tests.money import NANO, PRICES, assert_exhausted, cap, ceiling_nanousd
-from tests.raw_client import Answer, ask
+from tests.raw_client import Answer, ask, chat
 from tests.replicas import replicas
 from tests.scripted_upstream import PATIENCE_S, ScriptedUpstream
 from tests.valkey_server import ValkeyServer, serving
@@ -88,3 +89,43 @@ async def test_callers_share_holds_over_all(
         worst = ceiling_nanousd(upstream.requests[0])
         assert share - worst < biller.billed_nanousd <= share
         assert [(await ask(one.port, DEAR)).status for one in trio] == [200] * len(trio)
+
+
+#: A way that costs nothing, by another path of the same server, so that it is told apart.
+FREE_TOO = """[[upstream]]
+name = "paid"
+keys_env = "OPENAI_API_KEYS"
+base_url = "{url}/v1"
+[[upstream]]
+name = "lab"
+base_url = "{url}/lab/v1"
+priority = 2
+free = true
+"""
+
+
+async def test_without_a_share_free_upstreams_go_on(
+    upstream: ScriptedUpstream, server: ValkeyServer, tmp_path: Path
+) -> None:
+    """A caller whose share is spent still has what costs nothing, as where a gateway is alone."""
+    config = CONFIG + FREE_TOO.format(url=f"http://127.0.0.1:{upstream.port}")
+    settings = cap(NANO, FREEAPI_CALLER_DAILY_USD="0.000000001", OPENAI_BASE_URL="")
+    with replicas(tmp_path, upstream.port, server, config, settings) as trio:
+        statuses = [(await ask(one.port, chat())).status for one in trio]
+    assert statuses == [200] * len(trio)
+    assert {seen.target for seen in upstream.requests} == {"/lab/v1/chat/completions"}
+
+
+async def test_without_a_share_the_embedded_model_goes_on(
+    upstream: ScriptedUpstream, server: ValkeyServer, tmp_path: Path
+) -> None:
+    """Where the operator lets it stand in, it does so for a caller whose share is spent, too."""
+    config = CONFIG + '[policy]\nwhen_exhausted = "local"\n'
+    settings = cap(NANO, FREEAPI_CALLER_DAILY_USD="0.000000001", FREEAPI_STATE=server.url)
+    gateway = await asyncio.to_thread(
+        Gateway, tmp_path, {**upstream_settings(upstream.port), **settings}, config
+    )
+    answer = await ask(gateway.port, chat(max_tokens=4))
+    await asyncio.to_thread(gateway.stop)
+    assert (answer.status, answer.header("x-freeapi-served-by")) == (200, "local")
+    assert not upstream.requests

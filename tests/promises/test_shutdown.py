@@ -75,7 +75,7 @@ async def test_request_under_way_finishes_before_the_process_ends(
 async def test_stream_longer_than_the_drain_is_cut(
     upstream: ScriptedUpstream, start_gateway: StartGateway
 ) -> None:
-    """After ``FREEAPI_DRAIN_S`` what is left is cut, upstream too, and the exit code is 0."""
+    """After ``FREEAPI_DRAIN_S`` its caller is told, upstream is cut, and the exit code is 0."""
     gateway = await start_gateway(FREEAPI_DRAIN_S="1")
     upstream.plays([send(STREAM_HEAD), chunk(delta("one")), hang()])
     async with caller(gateway.port) as connection:
@@ -85,6 +85,26 @@ async def test_stream_longer_than_the_drain_is_cut(
         gateway.terminate()
         rest = await connection.closed()
     assert DONE not in rest
+    assert b'data: {"error":{"message":"This instance is restarting.' in rest
+    assert rest.endswith(LAST_CHUNK)
+    await happens(upstream.exchanges[0].gone)
+    assert await asyncio.to_thread(gateway.wait) == 0
+    assert "Traceback" not in gateway.output()
+
+
+async def test_request_longer_than_the_drain_is_told(
+    upstream: ScriptedUpstream, start_gateway: StartGateway
+) -> None:
+    """Who has no answer yet by then gets a 503 ``shutting_down``."""
+    gateway = await start_gateway(FREEAPI_DRAIN_S="0.2")
+    upstream.plays([hang()])
+    async with caller(gateway.port) as connection:
+        await connection.send(chat())
+        await upstream.exchange()
+        gateway.terminate()
+        answer = await connection.answer()
+    assert (answer.status, answer.error()["code"]) == (503, "shutting_down")
+    assert answer.header("connection") == "close"
     await happens(upstream.exchanges[0].gone)
     assert await asyncio.to_thread(gateway.wait) == 0
     assert "Traceback" not in gateway.output()

@@ -31,6 +31,7 @@ from tests.scripted_upstream import (
     send,
     stream,
 )
+from tests.spending import journal, logged
 
 
 def small(text: str) -> bytes:
@@ -257,6 +258,19 @@ async def test_error_event_of_the_upstream_is_reworded(
     assert set(error) == {"message", "type", "param", "code"}
     assert b"canary" not in answer.body
     assert DONE not in answer.body
+
+
+async def test_cut_stream_is_counted_as_cut(
+    upstream: ScriptedUpstream, start_gateway: StartGateway
+) -> None:
+    """For the operator a stream that ended in an error isn't one that went well."""
+    gateway = await start_gateway(FREEAPI_REQUEST_LOG="on")
+    begun = [send(STREAM_HEAD), chunk(delta("Hi"))]
+    for script in ([*begun, reset()], [*begun, chunk(DONE), reset()], stream(delta("Hi"), DONE)):
+        upstream.plays(script)
+        await ask(gateway.port, chat(stream=True))
+    await logged(gateway, "request", 3)
+    assert [line["label"] for line in journal(gateway, "request")] == ["upstream_cut", "ok", "ok"]
 
 
 async def test_cut_after_done_is_no_error(upstream: ScriptedUpstream, gateway: Gateway) -> None:

@@ -36,6 +36,9 @@ COMMAND = (*SERVE, "--workers", str(WORKERS))
 CONFIG = UNLIMITED_MODEL + PRICES
 #: For tests that count: nobody else asks for these.
 COUNTED_MODELS = "".join(f'[[model]]\nname = "{name}"\n{PRICES}' for name in ("m1", "m2"))
+NAMES = ["gpt-3.5-turbo", "m1", "m2", "m3"]
+#: One request, and the next ten seconds later.
+SLOW_MODEL = f'[[model]]\nname = "m3"\nrpm = 6\n{PRICES}'
 COUNTED = r'freeapi_requests_total\{endpoint="chat",'
 #: For processes to end that have nothing left to do.
 MOMENT_S = 5.0
@@ -62,7 +65,7 @@ async def metric(pool: Pool, line: str) -> float:
 
 
 async def metric_becomes(pool: Pool, line: str, value: float) -> None:
-    """Wait for a metric: workers report once a second."""
+    """Wait for a metric: an answer arrives just before it is counted."""
     async with asyncio.timeout(PATIENCE_S):
         while (now := await metric(pool, line)) != value:
             assert now < value, f"{line}: {now}"
@@ -89,7 +92,9 @@ def shared_pool(
     """The instance of all tests that leave it as they found it."""
     folder = tmp_path_factory.mktemp("workers")
     settings = cap(100 * NANO, FREEAPI_CALLER_RPM="600")
-    pool = start(folder, listener.getsockname()[1], CONFIG + COUNTED_MODELS, **settings)
+    pool = start(
+        folder, listener.getsockname()[1], CONFIG + COUNTED_MODELS + SLOW_MODEL, **settings
+    )
     yield pool
     pool.gateway.stop()
 
@@ -119,12 +124,36 @@ async def test_connections_are_spread_and_metrics_added_up(
     addresses = [f"127.0.6.{number}" for number in range(1, 61)]
     idle_s = [cpu_s(one) for one in workers_of(pool.gateway)]
     assert {one.status for one in await crowd(pool.port, chat(model="m1"), addresses)} == {200}
-    await metric_becomes(pool, COUNTED + 'model="m1"', 60)
+    # At once: it is asked of the workers, whose own reports are a second apart.
+    assert await metric(pool, COUNTED + 'model="m1"') == 60
     (key,) = await pool.keys()
     assert int(key["requests"]) >= 60
     assert await metric(pool, "freeapi_upstream_tries_total") == key["requests"]
     # Of 60 connections, a worker would get none once in ten billion times.
     assert all(cpu_s(one) > was for one, was in zip(workers_of(pool.gateway), idle_s, strict=True))
+
+
+async def test_status_tells_what_is_left_of_models_limits(pool: Pool) -> None:
+    """What one worker has let in is missing from what the page of any of them shows."""
+    assert (await ask(pool.port, chat(model="m3"))).status == 200
+    for _ in range(10):  # connections, and so workers
+        await left_becomes_none(pool, "m3")
+    assert await left_of(pool, "m1") is None
+
+
+async def left_becomes_none(pool: Pool, model: str) -> None:
+    """Wait until no request for the model would be let in: workers hear of it twice a second."""
+    async with asyncio.timeout(PATIENCE_S):
+        while await left_of(pool, model) != 0:  # noqa: ASYNC110 - the news is in another process
+            await asyncio.sleep(0.02)
+
+
+async def left_of(pool: Pool, model: str) -> int | None:
+    """How many requests for a model ``GET /status`` says would be let in."""
+    status = (await ask(pool.port, request("GET", "/status"))).json()
+    (left,) = [one["requests_left"] for one in status["models"] if one["name"] == model]
+    assert left is None or isinstance(left, int)
+    return left
 
 
 def cpu_s(pid: int) -> float:
@@ -164,12 +193,12 @@ async def test_reload_reaches_all_and_a_bad_file_is_refused_once(
     pool.gateway.process.send_signal(signal.SIGHUP)
     await logged(pool.gateway, "reloaded", count + 1 + WORKERS)
     models = [await listed(pool) for _ in range(12)]
-    assert models == [["gpt-3.5-turbo", "m1", "m2", "new"]] * 12
+    assert models == [[*NAMES, "new"]] * 12
     file.write_text(good + "nonsense = 1\n")
     await logged(pool.gateway, "reload_refused", 1)
     file.write_text(good)  # seen without a signal
     await logged(pool.gateway, "reloaded", count + 2 * (1 + WORKERS))
-    assert [await listed(pool) for _ in range(12)] == [["gpt-3.5-turbo", "m1", "m2"]] * 12
+    assert [await listed(pool) for _ in range(12)] == [NAMES] * 12
     assert len(journal(pool.gateway, "reload_refused")) == 1
     assert await metric(pool, r'freeapi_reloads_total\{result="refused"') == 1
     assert await metric(pool, r'freeapi_reloads_total\{result="ok"') == 2

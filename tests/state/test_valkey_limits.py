@@ -142,3 +142,12 @@ async def test_cancelled_request_costs_nothing_of_the_share(
     shared = await gateways.start(server)
     for _ in range(3):
         (await shared.admit(ask(nanousd=100, share=100))).cancel()
+
+
+async def test_what_costs_nothing_needs_no_share(server: ValkeyServer, gateways: Limiters) -> None:
+    """A caller that has spent more than its share, since that was lowered, may ask for free."""
+    shared = await gateways.start(server)
+    (await shared.admit(ask(nanousd=100, share=100))).settle(1, 100)
+    assert (await shared.admit(ask(nanousd=0, share=50))).is_open
+    with pytest.raises(errors.BudgetExhausted):
+        await shared.admit(ask(nanousd=1, share=50))

@@ -35,6 +35,23 @@ async def test_news_of_keys_reach_the_others_and_late_comers(
     assert heard[2:] == [Report("key1", "", "ok", 0.0)]
 
 
+async def test_a_beat_tells_what_all_have_used_of_a_model(
+    server: ValkeyServer, gateways: Limiters
+) -> None:
+    """A gateway knows what another's requests have left of a model's limits, and of no other's."""
+    rates = Rates(60, 600)
+    busy, idle = await gateways.start(server), await gateways.start(server)
+    idle.models = ("m", "unused")
+    await beat(idle)
+    loop = asyncio.get_running_loop()
+    assert rates.left(idle.meter("m"), loop.time()) == (10, 600)
+    for _ in range(3):
+        await busy.admit(ask(rates=rates, tokens=100))
+    await beat(idle)
+    assert rates.left(idle.meter("m"), loop.time()) == (7, 300)
+    assert rates.left(idle.meter("unused"), loop.time()) == (10, 600)
+
+
 async def test_it_beats_by_itself(server: ValkeyServer, gateways: Limiters) -> None:
     """Once begun, news arrive without being asked for."""
     heard: list[Report] = []

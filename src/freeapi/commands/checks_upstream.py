@@ -42,6 +42,14 @@ def check_upstream(probe: Probe, config: Config) -> Iterator[Finding]:
     name = probe.upstream.name
     yield from _way(name, probe.way, probe.upstream.base_url)
     if probe.way.failed is None:
+        if probe.chat_status == 404 and _is_asked_to_chat(name, config):
+            yield problem(
+                name,
+                f"{probe.upstream.base_url} is no API like OpenAI's: neither GET /models nor POST "
+                "/chat/completions is there (status 404)",
+                "mend base_url; most end in /v1, and none in /chat/completions",
+            )
+            return
         yield from _keys(name, probe.answers)
         yield from _models(probe, config)
 
@@ -130,11 +138,15 @@ def _verdict(status: int, verdict: str) -> tuple[str, str]:
     if status in CALLER_STATUSES or status == 405:
         return (
             "can't be tried for free: no list of models there",
-            "if base_url should end in /v1, mend it; else send one request to try it",
+            "send one request to try it",
         )
     if 300 <= status < 400:
         return "it answers by a redirect, which isn't followed", "set base_url to where it leads"
     return "the upstream fails", "wait, and look at its status page"
+
+
+def _is_asked_to_chat(name: str, config: Config) -> bool:
+    return any(name in one.upstreams and "chat" in one.endpoints for one in routed(config))
 
 
 # --- Models ---------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Plan: go there by hand, one step after the other (name, connection or proxy, TLS), so that it can be
 said which one fails; then ask ``GET /models``, which costs nothing, with each key over the
-connections that requests use.
+connections that requests use. Where there is no such list, a chat that names no model, and so costs
+nothing either, tells whether the address is that of an API at all.
 
 What this is not: a judge; ``checks_upstream`` puts it into words. Nothing of an answer's text is
 kept but the names of models.
@@ -27,6 +28,7 @@ from freeapi.errors import FreeApiError, UpstreamGarbage, UpstreamTimeout
 from freeapi.http.pool import Origin, UpstreamPool
 from freeapi.http.tunnel import ProxyRefused, open_tunnel
 from freeapi.policy.failures import Failure, classify, read_error
+from freeapi.policy.models import PATHS
 from freeapi.providers import Upstream
 from freeapi.spelling import Secret
 
@@ -90,6 +92,9 @@ class Probe(msgspec.Struct, frozen=True):
     upstream: Upstream
     way: Way
     answers: tuple[KeyAnswer, ...] = ()
+    #: Where no key finds a list of models: the status of a chat completion that asks for nothing,
+    #: which tells an upstream without such a list from a wrong address. None: it wasn't asked.
+    chat_status: int | None = None
 
 
 async def probe(upstream: Upstream, pool: UpstreamPool) -> Probe:
@@ -105,7 +110,11 @@ async def probe(upstream: Upstream, pool: UpstreamPool) -> Probe:
             return await _ask(upstream, pool, key, final_s)
 
     keys: Iterable[Secret | None] = upstream.keys or (None,)
-    return Probe(upstream, way, tuple(await asyncio.gather(*map(ask, keys))))
+    answers = tuple(await asyncio.gather(*map(ask, keys)))
+    if any(answer.status != 404 for answer in answers):
+        return Probe(upstream, way, answers)
+    chat = await _ask(upstream, pool, answers[0].key, final_s, chat=True)
+    return Probe(upstream, way, answers, chat.status)
 
 
 # --- The way there --------------------------------------------------------------------------------
@@ -219,16 +228,23 @@ class _Listing:
 
 
 async def _ask(
-    upstream: Upstream, pool: UpstreamPool, key: Secret | None, final_s: float
+    upstream: Upstream,
+    pool: UpstreamPool,
+    key: Secret | None,
+    final_s: float,
+    *,
+    chat: bool = False,
 ) -> KeyAnswer:
-    """GET /models with the key. Never raises."""
+    """GET /models with the key, or a chat without a model. Never raises."""
     listing = _Listing()
     start_s = pool.loop.time()
     try:
         if start_s >= final_s:
             raise UpstreamTimeout
         connection = pool.take() or await pool.connect()
-        await connection.exchange(_head(upstream, key), b"", listing, final_s).future()
+        body = b"{}" if chat else b""
+        head = _head(upstream, key, chat=chat)
+        await connection.exchange(head, body, listing, final_s).future()
     except FreeApiError as error:
         return KeyAnswer(key, label=error.label)
     took_s = pool.loop.time() - start_s
@@ -238,14 +254,17 @@ async def _ask(
     return KeyAnswer(key, 200, None, "", took_s, listing.skew_s, _names(listing.body))
 
 
-def _head(upstream: Upstream, key: Secret | None) -> bytes:
+def _head(upstream: Upstream, key: Secret | None, *, chat: bool) -> bytes:
     query = "" if upstream.api_version is None else f"?api-version={upstream.api_version}"
+    path = upstream.base_path
+    what = f"POST {path}{PATHS['chat']}" if chat else f"GET {path}/models"
     lines = [
-        f"GET {upstream.base_path}/models{query} HTTP/1.1",
+        f"{what}{query} HTTP/1.1",
         f"host: {upstream.authority}",
         f"user-agent: chatgpt-freeapi/{__version__}",
         "accept: application/json",
         "accept-encoding: identity",
+        *(("content-type: application/json", "content-length: 2") if chat else ()),
     ]
     if key is not None:
         name = "authorization: Bearer" if upstream.auth == "bearer" else "api-key:"

@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
@@ -402,7 +403,8 @@ class Connection(asyncio.Protocol):
         reply = Reply(self, wire.Request(self._peer))
         headers = b"content-type: application/json\r\n"
         if error.retry_after_s is not None:
-            headers += b"retry-after: %d\r\n" % error.retry_after_s
+            wait_s = max(1, math.ceil(error.retry_after_s))
+            headers += b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (wait_s, wait_s * 1_000)
         head = self.head(reply, error.status, headers)
         body = error.body()
         self.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
@@ -508,6 +510,13 @@ class Connection(asyncio.Protocol):
         """Send now; the transport keeps what the socket doesn't take."""
         if self._transport is not None:
             self._transport.write(data)
+
+    def stop(self, error: FreeApiError) -> None:
+        """For the end of a drain: tell who still waits, and close once that has left."""
+        if self._reply is None:
+            self.abort()
+        else:
+            self._reply.stop(error)
 
     def abort(self) -> None:
         """Close at once, without what is still unsent."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from freeapi.errors import FreeApiError, UpstreamGarbage
+from freeapi.errors import FreeApiError, ShuttingDown, UpstreamGarbage
 from freeapi.http import wire
 from freeapi.http.answers import Usage
 from freeapi.http.reply import Reply
@@ -34,6 +34,8 @@ ERROR_BYTES_MAX = 65_536
 
 #: Kinds of content that no text is looked for in.
 _SOUND = (b"audio/", b"application/octet-stream")
+#: Of a stream that we have to end before the upstream does.
+_LAST_WORDS = error_event(ShuttingDown())
 _STREAM_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
@@ -107,6 +109,7 @@ class Relay:
         if kind.startswith(b"text/event-stream"):
             self._events = EventStream(hides_usage=self._hides_usage)
             self._start(_STREAM_HEADERS, None)
+            self._reply.last_words = _LAST_WORDS
             self._treat = Relay._pass_events
             return
         given = headers.get(b"content-length")
@@ -142,17 +145,22 @@ class Relay:
             body = hide_cache_counts(in_our_words(body))
         self._reply.send(self.status, self._own_headers(b""), body)
 
-    def fail(self, error: FreeApiError) -> None:
-        """The upstream died after ``started``: tell the caller in the way its answer allows."""
+    def fail(self, error: FreeApiError) -> bool:
+        """The upstream died after ``started``: tell the caller in the way its answer allows.
+
+        False: the caller has all of it, as ``[DONE]`` had come already.
+        """
         if self._events is None:
             self._reply.cut()
-            return
+            return True
         self._reply.keep_alive = False
-        if self._events.is_done:
-            self.usage = self._events.usage
-        else:  # and a usage so far, as some upstreams send with each event, isn't what they bill
+        is_cut = not self._events.is_done
+        if is_cut:  # a usage so far, as some upstreams send with each event, isn't what they bill
             self._reply.write(error_event(error))
+        else:
+            self.usage = self._events.usage
         self._reply.end()
+        return is_cut
 
     # --- treatments of a read, chosen by on_head --------------------------------------------------
 

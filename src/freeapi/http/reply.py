@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from freeapi.errors import FreeApiError
 from freeapi.http import wire
 
 
@@ -53,6 +54,7 @@ class Reply:
         "body_bytes",
         "http10",
         "keep_alive",
+        "last_words",
         "on_gone",
         "source",
         "status",
@@ -67,6 +69,8 @@ class Reply:
         #: Called once, synchronously, if the caller goes before the end.
         self.on_gone: Callable[[], object] | None = None
         self.source: Source | None = None
+        #: What may be added to a body that has begun, where we have to end before it does.
+        self.last_words = b""
         #: The status that was sent, 0 before; and how much of a body.
         self.status = 0
         self.body_bytes = 0
@@ -128,6 +132,20 @@ class Reply:
         if connection is not None:
             self._forget()
             connection.abort()
+
+    def stop(self, error: FreeApiError) -> None:
+        """For the connection, which has to end: say why as far as the answer allows, and close."""
+        on_gone = self.on_gone
+        self.keep_alive = False
+        if not self.status:
+            self.send(error.status, b"content-type: application/json\r\n", error.body())
+        elif self.last_words:
+            self.write(self.last_words)
+            self.end()
+        else:
+            self.cut()
+        if on_gone is not None:
+            on_gone()
 
     def gone(self) -> None:
         """For the connection: the caller has left."""

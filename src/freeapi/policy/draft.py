@@ -141,6 +141,21 @@ class Prepared:
         #: Value of ``x-freeapi-adjusted``; empty: send no such header.
         self.adjusted: Final = adjusted
 
+    def over(self, upstreams: tuple[str, ...]) -> Prepared:
+        """The same request for these upstreams only."""
+        return Prepared(
+            self.endpoint,
+            self.body,
+            msgspec.structs.replace(self.model, upstreams=upstreams),
+            self.stream,
+            self.hides_usage,
+            self.prompt_tokens,
+            self.output_tokens,
+            self.prompt_tokens_max,
+            self.units,
+            self.adjusted,
+        )
+
 
 class Draft:
     """The fields as they are so far, and what was found in them."""

@@ -283,10 +283,7 @@ class Purse:
         self._budget = Budget(caps, ledger.grants(utc_s), utc_s, self._lease_soon)
 
     def reserve_now(self, upstream: str, caller: bytes, amount_nanousd: int) -> Reservation | None:
-        """Take a request's worst case; None while too little is leased: then ``reserve``.
-
-        Raises as ``Budget.reserve``.
-        """
+        """Take a request's worst case; None while too little is leased: then ``reserve``."""
         if self._waiters and amount_nanousd:  # they were there before
             return None
         return self._budget.reserve(upstream, caller, amount_nanousd, self._clock())

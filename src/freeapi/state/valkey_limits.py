@@ -133,6 +133,9 @@ class SharedLimits:
         self._joining: asyncio.Task[None] | None = None
         self._beat_timer: asyncio.TimerHandle | None = None
         self._seen: OrderedDict[bytes, Meter] = OrderedDict()
+        #: Models of whose limits each beat asks what is left, and what it was told.
+        self.models: tuple[str, ...] = ()
+        self._meters: dict[str, Meter] = {}
         #: Requests that stand in line here.
         self.waiting = 0
         self._admit = store.know("meter", "lane", "tickets", "admit")
@@ -195,6 +198,10 @@ class SharedLimits:
     def headers(self, caller: bytes, limits: CallerLimits) -> bytes:
         """The caller's ``x-ratelimit-*`` lines as of its last question here; asks nothing."""
         return limits.rates.headers(self._seen.get(caller) or Meter(), self._loop.time())
+
+    def meter(self, model: str) -> Meter:
+        """What all gateways have used of a model's limits, as of the last beat."""
+        return self._meters.get(model) or Meter()
 
     def end(self, ticket: str, end: End) -> None:
         """Tell the store, now or when it is back, until it has confirmed."""
@@ -310,14 +317,21 @@ class SharedLimits:
             "epoch": self._epoch,
             "alive_s": ALIVE_S,
             "seen": self._news_seen,
+            "models": self.models,
             "now": self._now(),
         }
-        self._call(self._renew, msgspec.msgpack.encode(beat)).add_done_callback(self._beaten)
+        told = partial(self._beaten, self.models)
+        self._call(self._renew, msgspec.msgpack.encode(beat)).add_done_callback(told)
 
-    def _beaten(self, beat: asyncio.Future[Any]) -> None:
+    def _beaten(self, models: tuple[str, ...], beat: asyncio.Future[Any]) -> None:
         if beat.exception() is not None:
             return
-        is_known, latest, news = msgspec.msgpack.decode(beat.result())
+        is_known, latest, news, dues = msgspec.msgpack.decode(beat.result())
+        now_s = self._loop.time()
+        self._meters = {
+            model: Meter(now_s + requests_s, now_s + tokens_s)
+            for model, (requests_s, tokens_s) in zip(models, dues, strict=True)
+        }
         # Two beats may be answered late, in one turn; news are told once.
         if latest > self._news_seen:
             self._news_seen = latest

@@ -45,12 +45,20 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     port: int
 
 
+class Tell(msgspec.Struct, frozen=True, tag=True):
+    """To the worker: report now, under this number."""
+
+    number: int
+
+
 class Report(msgspec.Struct, frozen=True, tag=True):
-    """From the worker, once a second: what the admin port shows of it."""
+    """From the worker, once a second and when told to: what the admin port shows of it."""
 
     metrics: bytes
     #: As ``KeyPool.describe``.
     keys: list[dict[str, str | int]]
+    #: The one of ``Tell``; 0: nobody asked.
+    number: int = 0
 
 
 class LeaseAsk(msgspec.Struct, frozen=True, tag=True):
@@ -67,7 +75,7 @@ class LeaseAnswer(msgspec.Struct, frozen=True, tag=True):
     leased: list[Leased] | None
 
 
-Message = Orders | Reload | Ready | Report | LeaseAsk | LeaseAnswer
+Message = Orders | Reload | Ready | Tell | Report | LeaseAsk | LeaseAnswer
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final[msgspec.msgpack.Decoder[Message]] = msgspec.msgpack.Decoder(Message)

@@ -21,7 +21,7 @@ import os
 import socket
 import sys
 import time
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import DEVNULL
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
@@ -51,6 +51,7 @@ from freeapi.state.ledger import Ledger, LedgerError
 from freeapi.state.valkey import StoreError
 from freeapi.upstreams import caps
 from freeapi.workers.bank import Bank
+from freeapi.workers.desk import Desk, Worker, joined
 from freeapi.workers.link import (
     LeaseAnswer,
     LeaseAsk,
@@ -127,19 +128,6 @@ class WorkerFailed(Exception):
     """A worker died at the first start, having said why."""
 
 
-class Worker:
-    """One worker, over all its lives."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.process: Process | None = None
-        self.link: Link | None = None
-        self.report = Report(b"", [])
-        self.ready: asyncio.Future[Ready] | None = None
-        #: Ends when all that this life has said is heard.
-        self.listening: asyncio.Task[None] | None = None
-
-
 class Supervisor:
     """All workers, and what there is once for all of them."""
 
@@ -170,7 +158,8 @@ class Supervisor:
             local_only=config.admin is not None and is_loopback(config.admin.host),
             operator=OperatorPages(self.counted, self._course, time.time),
         )
-        self._admin = Server(pages, server_limits(config), self._deadlines)
+        desk = Desk(pages, self._workers)
+        self._admin = Server(desk, server_limits(config), self._deadlines)
 
     async def start(self, count: int) -> tuple[str, int]:
         """Start everything; returns the public address once all workers are ready.
@@ -185,7 +174,7 @@ class Supervisor:
             self._store = await EmbeddedStore.start(self._journal)
             await self._open_bank(config)
         await listen_for_operator(self._admin, config, self._journal)
-        self._workers = [Worker(number) for number in range(count)]
+        self._workers += [Worker(number) for number in range(count)]
         ready = await asyncio.gather(*(self._start_worker(one) for one in self._workers))
         self._keepers = [
             self._loop.create_task(self._keep(one), name=f"worker-{one.number}")
@@ -236,7 +225,7 @@ class Supervisor:
 
     def describe(self, now_s: float, models: Collection[str]) -> list[dict[str, str | int]]:
         """All workers' keys, as ``KeyPool.describe``: their counts added, the worst state shown."""
-        return _joined([one.report.keys for one in self._workers if one.report.keys])
+        return joined([one.report.keys for one in self._workers if one.report.keys])
 
     # --- Workers ---
 
@@ -286,7 +275,7 @@ class Supervisor:
             while True:
                 message = await link.hear()
                 if isinstance(message, Report):
-                    worker.report = message
+                    worker.heard(message)
                 elif isinstance(message, LeaseAsk):
                     leased = None
                     if self._bank is not None:
@@ -321,7 +310,7 @@ class Supervisor:
             self._retired = pack(
                 {name: of for name, of in both.items() if DEFINITIONS[name].kind != "gauge"}
             )
-        worker.report = Report(b"", [])
+        worker.silent()
         if self._bank is not None:
             self._bank.forget(worker.number)
 
@@ -366,19 +355,3 @@ def _reserve(host: str, port: int) -> socket.socket:
             f"can't listen on {host} port {port} (HOST and PORT): {error}"
         ) from error
     return reserved
-
-
-def _joined(reports: list[list[dict[str, str | int]]]) -> list[dict[str, str | int]]:
-    """Keys by their place in the configuration; a worker that reloads right now may differ."""
-    joined: list[dict[str, str | int]] = []
-    for keys in reports:
-        for index, key in enumerate(keys):
-            if index == len(joined):
-                joined.append(dict(key))
-                continue
-            one = joined[index]
-            for name in ("in_flight", "requests", "failures"):
-                one[name] = int(one[name]) + int(key[name])
-            if one["state"] == "ok":
-                one["state"] = key["state"]
-    return joined

@@ -1,6 +1,7 @@
 """The worker's end of the line to its supervisor.
 
-``Post`` hears what the supervisor says (stop, reload, what was leased) and reports once a second.
+``Post`` hears what the supervisor says (stop, reload, what was leased) and reports once a second,
+and when the supervisor asks.
 A worker without its supervisor drains and ends; one that drains already ends at once, as after a
 second Ctrl-C.
 """
@@ -13,9 +14,11 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from freeapi.config import Config
 from freeapi.workers.bank import LinkLeases
-from freeapi.workers.link import LeaseAnswer, LineCut, Link, Orders, Ready, Reload, Report
+from freeapi.workers.link import LeaseAnswer, LineCut, Link, Orders, Ready, Reload, Report, Tell
 
 #: The operator's page asks as often.
 REPORT_S: Final = 1.0
@@ -61,6 +64,8 @@ class Post:
         self._link: Link | None = None
         self._hearing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        #: None: callers aren't accepted yet.
+        self._report: Callable[[], Report] | None = None
 
     async def open(self, stop: asyncio.Event, asked: asyncio.Event) -> None:
         """Begin to hear. ``stop`` and ``asked`` (to reload) are set when it is time."""
@@ -74,7 +79,8 @@ class Post:
         """Callers are accepted: say so, and report from now on."""
         assert self._link is not None, "open it first"
         self._link.say(Ready(host, port))
-        self._report(self._link, report)
+        self._report = report
+        self._keep_reporting(self._link, report)
 
     def close(self) -> None:
         """Say and hear no more."""
@@ -85,10 +91,10 @@ class Post:
         if self._link is not None:
             self._link.close()
 
-    def _report(self, link: Link, report: Callable[[], Report]) -> None:
+    def _keep_reporting(self, link: Link, report: Callable[[], Report]) -> None:
         loop = asyncio.get_running_loop()
         link.say(report())
-        self._timer = loop.call_later(REPORT_S, self._report, link, report)
+        self._timer = loop.call_later(REPORT_S, self._keep_reporting, link, report)
 
     async def _hear(self, link: Link, stop: asyncio.Event, asked: asyncio.Event) -> None:
         try:
@@ -99,6 +105,8 @@ class Post:
                 elif isinstance(message, Reload):
                     self.embedded.socket_path = message.local_socket
                     asked.set()
+                elif isinstance(message, Tell) and self._report is not None:
+                    link.say(msgspec.structs.replace(self._report(), number=message.number))
         except LineCut:
             if stop.is_set():
                 os._exit(1)

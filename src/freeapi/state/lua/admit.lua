@@ -26,7 +26,8 @@ local verdict, day_wait_s = nil, 0
 if rpd > 0 and c[COUNT] >= rpd then verdict, day_wait_s = REFUSED, (day + 1) * DAY_S - now end
 if (concurrency > 0 and flight >= concurrency) or not admits(c, r, tokens, now)
   or tokens > mr.tpm_max then verdict = REFUSED end
-if not verdict and share >= 0 and c[SPENT] + c[HELD] + nanousd > share then
+-- What costs nothing needs no share of the money, though more than that should be spent.
+if not verdict and share >= 0 and nanousd > 0 and c[SPENT] + c[HELD] + nanousd > share then
   verdict, day_wait_s = POOR, (day + 1) * DAY_S - now
 end
 if verdict then

@@ -1,5 +1,6 @@
 -- A gateway lives. It renews itself, ends what dead ones held, as used in full, and hears what is
--- new of keys' health since the last number that it knows. Returns whether it was known still.
+-- new of keys' health since the last number that it knows, and what is used of its models' limits.
+-- Returns whether it was known still; of each model, seconds until its two buckets are full.
 local REAPED_MAX = 200
 local q = unpack_(ARGV[1])
 local now = time(q.now)
@@ -27,4 +28,9 @@ for i = 1, #since, 2 do
     end
   end
 end
-return pack({is_known, latest, news})
+local dues = {}
+for i, model in ipairs(q.models) do
+  local m = load_model(model)
+  dues[i] = {max(m[1] - now, 0), max(m[2] - now, 0)}
+end
+return pack({is_known, latest, news, dues})
