@@ -166,17 +166,31 @@ async def test_gateway_that_dies_in_mid_answer_is_told(
     upstream: ScriptedUpstream, start_gateway: StartGateway, browse: Browse
 ) -> None:
     """With the connection itself cut, the answer is said to be cut, and the service to be away."""
+    gateway = await start_gateway()
+    upstream.plays([send(STREAM_HEAD), chunk(delta("half")), hang()])
+    tab = await browse(gateway.port)
+    await ask(tab, "Hi")
+    await tab.shows("#log .answer", "half")
+    gateway.process.kill()
+    await asyncio.to_thread(gateway.process.wait)
+    await tab.shows("#state", "The answer was cut off")
+    await tab.shows("#now-service", "Not reachable")
+    await ask(tab, "Still there?")
+    await tab.shows("#log .bad", "can't be reached")
+    assert await tab(Page.input_value, "#message") == "Still there?"
+
+
+async def test_restart_in_mid_answer_is_told(
+    upstream: ScriptedUpstream, start_gateway: StartGateway, browse: Browse
+) -> None:
+    """What outlasts the drain ends in the gateway's own words."""
     gateway = await start_gateway(FREEAPI_DRAIN_S="0")
     upstream.plays([send(STREAM_HEAD), chunk(delta("half")), hang()])
     tab = await browse(gateway.port)
     await ask(tab, "Hi")
     await tab.shows("#log .answer", "half")
     await asyncio.to_thread(gateway.stop)
-    await tab.shows("#state", "The answer was cut off")
-    await tab.shows("#now-service", "Not reachable")
-    await ask(tab, "Still there?")
-    await tab.shows("#log .bad", "can't be reached")
-    assert await tab(Page.input_value, "#message") == "Still there?"
+    await tab.shows("#log .bad", "restarting")
 
 
 async def test_length_is_told(upstream: ScriptedUpstream, gateway: Gateway, browse: Browse) -> None:
