@@ -5,15 +5,15 @@
 PYTEST = .venv/bin/pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 # `exec`: a signal that make passes on, or the terminal sends, reaches the proxy and no shell in between.
-run: .venv/.runtime
+run: .venv/.compiled
 	@exec .venv/bin/freeapi serve
 
-setup: .venv/.runtime
+setup: .venv/.compiled
 
-test: .venv/.dev tests/node/node_modules/.ready
+test: .venv/.dev .venv/.compiled tests/node/node_modules/.ready
 	$(PYTEST)
 
-check: .venv/.dev tests/node/node_modules/.ready
+check: .venv/.dev .venv/.compiled tests/node/node_modules/.ready
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
@@ -42,6 +42,10 @@ lock:
 
 .venv/.runtime: locks/runtime.txt pyproject.toml scripts/setup scripts/debian-packages
 	@scripts/setup runtime
+
+# Again whenever a source has changed: what has been compiled of others isn't taken.
+.venv/.compiled: .venv/.runtime scripts/compile $(wildcard src/freeapi/*.py src/freeapi/*/*.py)
+	@scripts/setup compile
 
 .venv/.dev: locks/dev.txt .venv/.runtime
 	@scripts/setup dev
