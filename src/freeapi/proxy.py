@@ -145,7 +145,7 @@ class Proxy:
             _require_json(request)
             prepared = prepare(call.endpoint, request.body, self._models, self._rules)
         call.prepared = prepared
-        if dryrun.is_wanted(request):
+        if dryrun.HEADER in request.headers and dryrun.is_wanted(request):
             await self._loop.create_task(self._rehearse(call.reply, visitor, prepared))
             return
         if prepared.stream:
@@ -256,6 +256,8 @@ class Proxy:
 def _require_json(request: Request) -> None:
     """Raises UnsupportedMediaType; parameters such as a charset are fine."""
     content_type = request.headers.get(b"content-type", b"")
+    if content_type == b"application/json":
+        return
     if content_type.partition(b";")[0].strip().lower() != b"application/json":
         raise UnsupportedMediaType(kind="JSON", content_type="application/json")
 

@@ -39,6 +39,12 @@ class Answer(msgspec.Struct):
     usage: Counts | None = None
 
 
+class Whole(Answer):
+    """A whole answer, and whether it reports an error."""
+
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
 class ResponseEvent(msgspec.Struct):
     """An event about a response, or the end of one made whole."""
 
@@ -64,6 +70,7 @@ class Error(msgspec.Struct):
 # Each raises msgspec.DecodeError, and RecursionError where brackets have no end.
 decode_counts: Final = msgspec.json.Decoder(Counts).decode
 decode_answer: Final = msgspec.json.Decoder(Answer).decode
+decode_whole: Final = msgspec.json.Decoder(Whole).decode
 decode_response: Final = msgspec.json.Decoder(ResponseEvent).decode
 decode_event: Final = msgspec.json.Decoder(Event).decode
 decode_error: Final = msgspec.json.Decoder(Error).decode

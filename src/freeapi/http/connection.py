@@ -49,6 +49,9 @@ _SLICE_BYTES = wire.HEAD_BYTES_MAX
 _UPLOAD_SLICE_BYTES = 65_536
 #: Bytes of further requests kept while one is being answered; then reading stops.
 _AHEAD_BYTES_MAX = 65_536
+#: An id has 16 digits: this, and random bits on top.
+_ID_FIRST = 1_000_000_000_000_000
+_ID_BITS = 52
 #: How long a refused caller's bytes are read and thrown away, so that it sees the answer and not a
 #: reset (RFC 9112 section 9.6; nginx's lingering_timeout is 5 s too).
 _LINGER_S = 5.0
@@ -240,7 +243,7 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._head_done:
             headers = self._request.headers
-            name = name.lower()
+            name = wire.LOWER_CASE.get(name) or name.lower()
             if name in headers:
                 self._request.add_header(name, value)
             else:  # as add_header does, without the call: 400 instructions less each
@@ -499,12 +502,10 @@ class Connection(asyncio.Protocol):
             headers += b"connection: close\r\n"
         elif reply.http10:
             headers += b"connection: keep-alive\r\n"
-        return b"%b%bx-request-id: req_%016x\r\n%b" % (
-            wire.STATUS_LINES[status],
-            server.common_headers,
-            server.random_bits(64),
-            headers,
-        )
+        # An id of 16 digits; a sum of bytes takes half the time of a format.
+        request_id = str(_ID_FIRST + server.random_bits(_ID_BITS)).encode()
+        common = server.common_headers + b"x-request-id: req_" + request_id
+        return wire.STATUS_LINES[status] + common + b"\r\n" + headers
 
     def write(self, data: bytes) -> None:
         """Send now; the transport keeps what the socket doesn't take."""

@@ -24,8 +24,8 @@ from freeapi.errors import FreeApiError, ShuttingDown, UpstreamGarbage
 from freeapi.http import wire
 from freeapi.http.answers import Usage
 from freeapi.http.reply import Reply
-from freeapi.http.sse import EventStream, error_event, in_our_words
-from freeapi.http.usage import CacheCountHider, UsageEnds, find_usage, hide_cache_counts
+from freeapi.http.sse import EventStream, error_event, read_answer
+from freeapi.http.usage import CacheCountHider, UsageEnds
 
 #: JSON answers up to this are sent whole; a chat answer of 16,000 tokens is about 100 KB.
 COLLECT_BYTES_MAX = 1_048_576
@@ -36,6 +36,7 @@ ERROR_BYTES_MAX = 65_536
 _SOUND = (b"audio/", b"application/octet-stream")
 #: Of a stream that we have to end before the upstream does.
 _LAST_WORDS = error_event(ShuttingDown())
+_JSON = b"application/json"
 _STREAM_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
@@ -70,7 +71,7 @@ class Relay:
         self._hider: CacheCountHider | None = None
         self._ends: UsageEnds | None = None
         self._is_json = True
-        self._content_type = b"application/json"
+        self._content_type = _JSON
         self._pieces: list[bytes] = []
         self._collected_bytes = 0
         #: The upstream's, 0 until known.
@@ -98,15 +99,15 @@ class Relay:
             return
         if status not in wire.STATUS_LINES:
             raise UpstreamGarbage  # no answer of the API, and no status that we could pass on
-        content_type = headers.get(b"content-type", self._content_type)
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        coding = headers.get(b"content-encoding")
+        if coding is not None and coding.lower() != b"identity":
             raise UpstreamGarbage  # we asked for none, and couldn't see the usage through it
-        kind = content_type.lower()
-        if kind.startswith(b"text/html"):
-            raise UpstreamGarbage  # a web page: wrong base URL, captive portal
-        self._content_type = content_type
-        self._is_json = b"json" in kind
-        if kind.startswith(b"text/event-stream"):
+        self._content_type = content_type = headers.get(b"content-type", _JSON)
+        kind = "json" if content_type == _JSON else _kind(content_type.lower())
+        if kind == "page":
+            raise UpstreamGarbage  # wrong base URL, captive portal
+        self._is_json = kind == "json"
+        if kind == "events":
             self._events = EventStream(hides_usage=self._hides_usage)
             self._start(_STREAM_HEADERS, None)
             self._reply.last_words = _LAST_WORDS
@@ -114,7 +115,7 @@ class Relay:
             return
         given = headers.get(b"content-length")
         length = None if given is None else int(given)
-        if kind.startswith(_SOUND) or (length is not None and length > COLLECT_BYTES_MAX):
+        if kind == "sound" or (length is not None and length > COLLECT_BYTES_MAX):
             self._start(b"", length)
             self._treat = Relay._pass
         else:
@@ -139,10 +140,10 @@ class Relay:
             self._end_of_pieces()
             return
         self.started = True
-        body = b"".join(self._pieces)
+        pieces = self._pieces
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if self._is_json:
-            self.usage = find_usage(body)
-            body = hide_cache_counts(in_our_words(body))
+            self.usage, body = read_answer(body)
         self._reply.send(self.status, self._own_headers(b""), body)
 
     def fail(self, error: FreeApiError) -> bool:
@@ -204,10 +205,21 @@ class Relay:
     # --- heads ------------------------------------------------------------------------------------
 
     def _own_headers(self, more: bytes) -> bytes:
-        return b"content-type: %b\r\n%b%b" % (self._content_type, more, self._headers)
+        return b"content-type: " + self._content_type + b"\r\n" + more + self._headers
 
     def _start(self, more: bytes, length: int | None) -> None:
         self.started = True
         if self._is_json:
             self._hider, self._ends = CacheCountHider(), UsageEnds()
         self._reply.start(self.status, self._own_headers(more), length)
+
+
+def _kind(content_type: bytes) -> str:
+    """What is in a body of this type, in lower case: ``other`` is text that is no JSON."""
+    if content_type.startswith(b"text/event-stream"):
+        return "events"
+    if content_type.startswith(b"text/html"):
+        return "page"
+    if b"json" in content_type:
+        return "json"
+    return "sound" if content_type.startswith(_SOUND) else "other"

@@ -92,7 +92,8 @@ class Reply:
         else:
             shown = b"" if self._bodiless else body
             self.body_bytes = len(shown)
-            connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), shown))
+            length = str(len(body)).encode()
+            connection.write(head + b"content-length: " + length + b"\r\n\r\n" + shown)
         self._finish(connection)
 
     def start(self, status: int, headers: bytes, length: int | None) -> None:

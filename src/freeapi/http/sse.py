@@ -21,10 +21,13 @@ import re
 import msgspec
 
 from freeapi.errors import FreeApiError, UpstreamFailed
-from freeapi.http.answers import Usage, decode_error, decode_event
+from freeapi.http.answers import Usage, decode_error, decode_event, decode_whole
 from freeapi.http.usage import (
+    PARSED_BYTES_MAX,
     USAGE_END_BYTES,
     CacheCountHider,
+    both_sides,
+    find_usage,
     hide_cache_counts,
     response_usage_at_end,
     usage_at_end,
@@ -64,6 +67,7 @@ _ERROR_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 #: What msgspec raises at: no JSON, a key or code that is no UTF-8, brackets without end.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_NULL = msgspec.Raw(b"null")
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -91,6 +95,20 @@ def in_our_words(answer: bytes) -> bytes:
         return answer
     fields["error"] = _our_error(error)
     return msgspec.json.encode(fields)
+
+
+def read_answer(answer: bytes) -> tuple[Usage | None, bytes]:
+    """A whole JSON answer: its usage, and what of it the caller may see. O(bytes)."""
+    if len(answer) <= PARSED_BYTES_MAX:
+        try:
+            whole = decode_whole(answer)
+        except (msgspec.DecodeError, RecursionError):
+            pass
+        else:
+            if whole.error == _NULL:
+                usage = None if whole.usage is None else both_sides(whole.usage)
+                return usage, hide_cache_counts(answer)
+    return find_usage(answer), hide_cache_counts(in_our_words(answer))
 
 
 def _our_error(theirs: msgspec.Raw) -> msgspec.Raw:

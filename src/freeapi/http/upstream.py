@@ -320,7 +320,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._status:  # else a trailer, which nobody asked for
-            self._headers[name.lower()] = value
+            self._headers[wire.LOWER_CASE.get(name) or name.lower()] = value
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

@@ -32,7 +32,7 @@ from freeapi.http.answers import (
 #: a body it is looked for.
 USAGE_END_BYTES = 4_096
 #: Shorter bodies are parsed whole to find it.
-_PARSED_BYTES_MAX = 16_384
+PARSED_BYTES_MAX = 16_384
 #: Of a longer object only the beginning is edited: this bounds what is held back and looked at
 #: twice.
 USAGE_BYTES_MAX = 4_096
@@ -68,7 +68,7 @@ def usage_of(value: msgspec.Raw) -> Usage | None:
     Usage(prompt_tokens=3, completion_tokens=0)
     """
     try:
-        return _both_sides(decode_counts(value))
+        return both_sides(decode_counts(value))
     except (msgspec.DecodeError, RecursionError):
         return None
 
@@ -79,10 +79,11 @@ def usage_in(answer: bytes) -> Usage | None:
         counts = decode_answer(answer).usage
     except (msgspec.DecodeError, RecursionError):
         return None
-    return None if counts is None else _both_sides(counts)
+    return None if counts is None else both_sides(counts)
 
 
-def _both_sides(counts: Counts) -> Usage | None:
+def both_sides(counts: Counts) -> Usage | None:
+    """The usage that these counts are, if both of its sides are known."""
     taken, given = counts.prompt_tokens, counts.completion_tokens
     if taken is None:
         taken, given = counts.input_tokens, counts.output_tokens
@@ -96,7 +97,7 @@ def _both_sides(counts: Counts) -> Usage | None:
 def find_usage(body: bytes) -> Usage | None:
     """The usage of a whole JSON answer, or None. O(1) where it is near an end, else O(bytes)."""
     usage = usage_at_end(body[-USAGE_END_BYTES:])
-    if usage is None and len(body) > _PARSED_BYTES_MAX:
+    if usage is None and len(body) > PARSED_BYTES_MAX:
         usage = _usage_at_start(body[:USAGE_END_BYTES])
     return usage_in(body) if usage is None else usage
 
@@ -134,7 +135,7 @@ def _usage_of_event(data: bytes) -> Usage | None:
         counts = decode_response(data).response.usage
     except (msgspec.DecodeError, RecursionError):
         return None
-    return None if counts is None else _both_sides(counts)
+    return None if counts is None else both_sides(counts)
 
 
 def _usage_at_start(head: bytes) -> Usage | None:

@@ -41,6 +41,24 @@ STATUS_LINES = {
 LAST_CHUNK = b"0\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+#: Names of headers as clients and OpenAI write them, to the one object that is looked up by: no
+#: copy, and its hash is known.
+LOWER_CASE = {
+    spelling: name.encode()
+    for name in (
+        *("accept", "accept-encoding", "accept-language", "authorization", "connection"),
+        *("content-encoding", "content-length", "content-type", "date", "expect", "host"),
+        *("keep-alive", "server", "transfer-encoding", "user-agent", "x-forwarded-for"),
+        *("x-ratelimit-limit-requests", "x-ratelimit-limit-tokens", "x-request-id"),
+        *("x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens"),
+        *("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens", "x-stainless-arch"),
+        *("x-stainless-async", "x-stainless-lang", "x-stainless-os"),
+        *("x-stainless-package-version", "x-stainless-read-timeout", "x-stainless-retry-count"),
+        *("x-stainless-runtime", "x-stainless-runtime-version"),
+    )
+    for spelling in (name.encode(), name.title().encode())
+}
+
 #: Headers that must not appear twice, since their lines can't be joined to one meaning.
 _SINGLE = frozenset(
     (b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding", b"expect")
@@ -54,11 +72,13 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-
 class Peer:
     """The other end of a connection, for as long as it lasts."""
 
-    __slots__ = ("address", "memo")
+    __slots__ = ("address", "host", "memo")
 
     def __init__(self, address: str) -> None:
         """``address``: in text; empty on a Unix socket."""
         self.address = address
+        #: The valid Host that was named last.
+        self.host = b""
         #: The application's own, to find something out once per connection.
         self.memo: object = None
 
@@ -139,8 +159,10 @@ def check_head(request: Request, target: bytes, version: str) -> int | None:
     if host is None:
         if not request.http10:
             raise BadHttp(problem="the Host header is missing")
-    elif not _HOST.fullmatch(host):
-        raise BadHttp(problem="the Host header is not a valid host")
+    elif host != request.peer.host:
+        if not _HOST.fullmatch(host):
+            raise BadHttp(problem="the Host header is not a valid host")
+        request.peer.host = host
     expect = headers.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise ExpectationFailed(problem="the only expectation met here is 100-continue")

@@ -18,7 +18,7 @@ class PlainMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     """
 
     role: Raw
-    content: Raw = Raw()
+    content: Raw = Raw(b"null")
     name: Raw = Raw()
     refusal: Raw = Raw()
     tool_calls: Raw = Raw()
