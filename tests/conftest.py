@@ -18,6 +18,11 @@ from pathlib import Path
 
 import pytest
 
+import freeapi
+
+# The tests of modules see and replace what is inside; the gateways that tests start are compiled.
+freeapi.take_sources()
+
 # Before their import: so that a failed assertion in them shows its values.
 pytest.register_assert_rewrite("tests.gateway", "tests.raw_client", "tests.scripted_upstream")
 

@@ -40,14 +40,15 @@ def _is_compiled() -> bool:
         return False
 
 
-def _take_sources() -> None:
-    """Let Python find nothing but sources in this package's folders."""
+def take_sources() -> None:
+    """Let Python find nothing but sources in this package's folders, from now on.
+
+    For who wants to see or change what happens inside, before anything else is imported.
+    """
     for folder in (_HERE, *(entry for entry in _HERE.iterdir() if entry.is_dir())):
         finder = FileFinder(str(folder), (SourceFileLoader, SOURCE_SUFFIXES))
         sys.path_importer_cache[str(folder)] = finder
 
 
-#: What the operator is told: whether requests go through compiled modules.
-IS_COMPILED = _is_compiled()
-if not IS_COMPILED:
-    _take_sources()
+if not _is_compiled():
+    take_sources()

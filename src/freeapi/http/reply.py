@@ -92,8 +92,12 @@ class Reply:
         else:
             shown = b"" if self._bodiless else body
             self.body_bytes = len(shown)
-            length = str(len(body)).encode()
-            connection.write(head + b"content-length: " + length + b"\r\n\r\n" + shown)
+            head += b"content-length: " + str(len(body)).encode() + b"\r\n\r\n"
+            if len(shown) < wire.COPIED_BYTES_MAX:
+                connection.write(head + shown)
+            else:
+                connection.write(head)
+                connection.write(shown)
         self._finish(connection)
 
     def start(self, status: int, headers: bytes, length: int | None) -> None:

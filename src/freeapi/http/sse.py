@@ -67,6 +67,7 @@ _ERROR_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 #: What msgspec raises at: no JSON, a key or code that is no UTF-8, brackets without end.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_USAGE_KEY = b'"usage"'
 _NULL = msgspec.Raw(b"null")
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -167,7 +168,11 @@ class EventStream:
             if self._long is not None:
                 return self._after(self._long, whole)
         self._last = whole
-        first, other = whole.find(b'"usage"'), whole.find(b'"error"')
+        first = whole.find(_USAGE_KEY)
+        # As nearly all events that have the key have it: three times as fast as the expression.
+        while first >= 0 and whole.startswith(b":null", first + len(_USAGE_KEY)):
+            first = whole.find(_USAGE_KEY, first + len(_USAGE_KEY))
+        other = whole.find(b'"error"')
         if first < 0 or 0 <= other < first:
             first = other
         if first >= 0 and _NOTABLE.search(whole, first):

@@ -38,8 +38,6 @@ HEAD_BYTES_MAX = 65_536
 #: Without a word from the upstream. Below the 75 s of nginx, the 60 s of AWS's balancers are met by
 #: the one resend that a stale connection gets.
 IDLE_S = 55.0
-#: A write is a system call: a shorter body is copied behind its head, to leave with it in one.
-_COPIED_BYTES_MAX = 65_536
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=(\d{1,6})")
 
 
@@ -137,7 +135,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.answered_s = None
         self._final_s = final_s
         self.deadline_s = min(self._loop.time() + self._pool.timeouts.first_byte_s, final_s)
-        if len(body) < _COPIED_BYTES_MAX:
+        if len(body) < wire.COPIED_BYTES_MAX:
             transport.write(head + body)
         else:
             transport.write(head)

@@ -57,7 +57,6 @@ _USAGE_KEY_CUT = re.compile(rb'(?:\\|\\?"(?:u(?:s(?:a(?:ge?)?)?)?)?)\Z')
 #: ``cache_write_tokens_details`` counts it by ``ttl_12h_tokens`` and its like.
 #: Names have 29 characters at most; without a bound, "cachecachecache..." would take the square.
 _CACHE_COUNT = re.compile(rb'((?:cache|"ttl_)\w{0,64}"\s*+:\s*+)(-?\d[\d.eE+-]*+)(?=[\s,}])')
-_CACHE = b"cache"
 _CACHE_COUNT_ABOVE_0 = re.compile(rb'cache\w{0,64}"\s*+:\s*+(?!0[\s,}])[-\d{]')
 
 
@@ -178,12 +177,12 @@ def hide_cache_counts(data: bytes) -> bytes:
     >>> hide_cache_counts(b'{"usage":{"prompt_tokens_details":{"cached_tokens":1024}}}')
     b'{"usage":{"prompt_tokens_details":{"cached_tokens":0   }}}'
     """
-    at = data.find(_CACHE)  # which is faster than the expression's own search, by a factor of ten
+    at = data.find(_USAGE_KEY)  # faster than the expression's own search, and rarely there twice
     while at >= 0:
-        if _CACHE_COUNT_ABOVE_0.match(data, at) is not None:
+        if _CACHE_COUNT_ABOVE_0.search(data, at, at + USAGE_BYTES_MAX) is not None:
             hider = CacheCountHider()
             return hider.feed(data) + hider.rest()
-        at = data.find(_CACHE, at + len(_CACHE))
+        at = data.find(_USAGE_KEY, at + len(_USAGE_KEY))
     return data
 
 

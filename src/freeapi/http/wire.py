@@ -38,6 +38,8 @@ STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
     for status in http.HTTPStatus
 }
+#: A write is a system call: a shorter body is copied behind its head, to leave with it in one.
+COPIED_BYTES_MAX = 65_536
 LAST_CHUNK = b"0\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -78,7 +80,7 @@ class Peer:
         """``address``: in text; empty on a Unix socket."""
         self.address = address
         #: The valid Host that was named last.
-        self.host = b""
+        self.host: bytes | None = None
         #: The application's own, to find something out once per connection.
         self.memo: object = None
 
@@ -215,4 +217,4 @@ def network(address: str) -> str:
 
 def chunk(data: bytes) -> bytes:
     """``data`` (not empty, which would end the body) as one chunk (RFC 9112 section 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
+    return hex(len(data))[2:].encode() + b"\r\n" + data + b"\r\n"  # half the time of a format

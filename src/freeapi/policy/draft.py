@@ -143,18 +143,10 @@ class Prepared:
 
     def over(self, upstreams: tuple[str, ...]) -> Prepared:
         """The same request for these upstreams only."""
-        return Prepared(
-            self.endpoint,
-            self.body,
-            msgspec.structs.replace(self.model, upstreams=upstreams),
-            self.stream,
-            self.hides_usage,
-            self.prompt_tokens,
-            self.output_tokens,
-            self.prompt_tokens_max,
-            self.units,
-            self.adjusted,
-        )
+        model = msgspec.structs.replace(self.model, upstreams=upstreams)
+        tokens = (self.prompt_tokens, self.output_tokens, self.prompt_tokens_max, self.units)
+        flags = (self.stream, self.hides_usage)
+        return Prepared(self.endpoint, self.body, model, *flags, *tokens, self.adjusted)
 
 
 class Draft:
