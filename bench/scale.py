@@ -121,9 +121,7 @@ def cpu_us(one: Gateway) -> tuple[float, int]:
         before_s = one.cpu_s()
         command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", script.name]
         target = f"http://127.0.0.1:{one.port}/v1/chat/completions"
-        done = subprocess.run(  # noqa: S603 - our own words
-            [*command, target], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([*command, target], capture_output=True, text=True, check=True)
     assert "Non-2xx" not in done.stdout, done.stdout
     requests = int(done.stdout.split(" requests in ")[0].split()[-1])
     return 1e6 * (one.cpu_s() - before_s) / requests, requests
