@@ -3,7 +3,7 @@
 Prints medians and ratios to nginx; asserts no time. The exit code is 1 only if an answer was wrong
 or one of the core set didn't start. All traffic stays on 127.0.0.1, all processes end with it.
 
-usage: python -m bench [PART...] [--quick] [--rounds N]
+usage: python -m bench [PART...] [--quick] [--rounds N] [--record] [--profile]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import requests
+from bench import instructions, profile, requests
 from bench.contenders import CORE
 from bench.machine import LOAD_CORE, described, open_files_max, pinned
 from bench.run import Run
@@ -26,6 +26,7 @@ from bench.table import Table, printed
 PARTS: Mapping[str, Callable[[Run], None]] = {
     "requests": requests.measure,
     "bodies": requests.measure_bodies,
+    "instructions": instructions.measure,
 }
 ROUNDS, SECONDS, QUICK_ROUNDS, QUICK_SECONDS = 3, 3.0, 1, 1.0
 #: Ignored by git: what a run leaves, and what peers are installed into.
@@ -37,6 +38,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="one short round: does it work?")
     parser.add_argument("--rounds", type=int, help=f"{ROUNDS} if not said")
+    parser.add_argument("--record", action="store_true", help="keep the figures in bench/")
+    parser.add_argument(
+        "--profile", action="store_true", help="only show where instructions go, by function"
+    )
     asked = parser.parse_args()
     if unknown := set(asked.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
@@ -50,20 +55,27 @@ def main() -> int:
     open_files_max()
     table = Table(described())
     with tempfile.TemporaryDirectory(prefix="freeapi-bench-") as folder, pinned(LOAD_CORE):
+        if asked.profile:
+            profile.show(Path(folder))
+            return 0
         run = Run(
             home=Path(folder),
             table=table,
             contenders=CORE,
             rounds=asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS),
             seconds=QUICK_SECONDS if asked.quick else SECONDS,
+            is_recording=asked.record,
         )
         for part in asked.parts or PARTS:
             begun_s = time.monotonic()
             PARTS[part](run)
             print(f"{part}: {time.monotonic() - begun_s:.0f} s", file=sys.stderr, flush=True)
-    print(printed(table.rows()))
+    if table.figures:
+        print(printed(table.rows()))
     KEPT.mkdir(exist_ok=True)
     (KEPT / "last.json").write_text(json.dumps(table.as_json(), indent=1) + "\n")
+    for note in table.notes:
+        print(note)
     for problem in table.wrong:
         print(f"WRONG: {problem}")
     return 1 if table.wrong else 0

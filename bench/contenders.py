@@ -125,17 +125,22 @@ def nginx_command(home: Path) -> list[str]:
 
 def nginx(place: Place) -> AbstractContextManager[Server]:
     """nginx as a reverse proxy."""
-    place.home.mkdir(parents=True)
     port = free_port()
+    write_nginx(place, port)
+    command = nginx_command(place.home)
+    return running(NGINX, command, port=port, home=place.home, core=PROXY_CORE)
+
+
+def write_nginx(place: Place, port: int, more: str = "") -> None:
+    """Its configuration as a reverse proxy, with more directives of the outermost level."""
+    place.home.mkdir(parents=True)
     body = _NGINX_PROXY.format(
         port=port,
         upstream=place.upstream,
         kept=KEPT,
         buffering="off" if place.is_for_streams else "on",
     )
-    (place.home / "nginx.conf").write_text(nginx_config(body))
-    command = nginx_command(place.home)
-    return running(NGINX, command, port=port, home=place.home, core=PROXY_CORE)
+    (place.home / "nginx.conf").write_text(more + nginx_config(body))
 
 
 def haproxy(place: Place) -> AbstractContextManager[Server]:

@@ -24,6 +24,8 @@ class Run(NamedTuple):
     contenders: Mapping[str, Start]
     rounds: int
     seconds: float
+    #: Whether what was counted replaces what is recorded.
+    is_recording: bool = False
 
     @contextmanager
     def started(

@@ -10,9 +10,10 @@ import contextlib
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,8 +60,12 @@ def running(
     core: int,
     env: Mapping[str, str] | None = None,
     start_max_s: float = START_MAX_S,
+    is_ready: Callable[[int], bool] | None = None,
 ) -> Iterator[Server]:
-    """It, from its start to its end. Raises NotStarted; yields as soon as the port is open."""
+    """It, from its first right answer to its end. Raises NotStarted.
+
+    ``is_ready`` looks at the port in another way; it may raise OSError while there is nothing.
+    """
     home.mkdir(parents=True, exist_ok=True)
     clean = {"PATH": f"{os.environ['PATH']}:/usr/sbin", "HOME": str(home), "LANG": "C.UTF-8"}
     with (home / "output.txt").open("wb") as output, pinned(core):
@@ -76,7 +81,7 @@ def running(
         )
     server = Server(name, process, port)
     try:
-        _wait_for_answer(server, home, begun_s + start_max_s)
+        _wait(server, home, begun_s + start_max_s, is_ready or answers)
         server.start_s = time.perf_counter() - begun_s
         yield server
     finally:
@@ -96,19 +101,27 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _wait_for_answer(server: Server, home: Path, deadline_s: float) -> None:
+def _wait(server: Server, home: Path, until_s: float, is_ready: Callable[[int], bool]) -> None:
     while True:
-        if server.process.poll() is not None or time.perf_counter() > deadline_s:
+        if server.process.poll() is not None or time.perf_counter() > until_s:
             said = (home / "output.txt").read_text(errors="replace")[-800:]
             raise NotStarted(f"{server.name} did not start: {said}")
-        try:
-            status, body = ask(server.port)
-        except OSError:
-            time.sleep(_LOOK_S)
-            continue
-        if status == 200 and MARK.encode() in body:
-            return
+        with contextlib.suppress(OSError):
+            if is_ready(server.port):
+                return
         time.sleep(_LOOK_S)
+
+
+def answers(port: int) -> bool:
+    """Whether the upstream's answer comes through. Raises OSError."""
+    status, body = ask(port)
+    return status == 200 and MARK.encode() in body
+
+
+def is_open(port: int) -> bool:
+    """Whether somebody listens. Raises OSError."""
+    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    return True
 
 
 def ask(port: int, body: bytes = PLAIN.request) -> tuple[int, bytes]:

@@ -89,3 +89,55 @@ LONG = (
     Exchange("prompts of 16 KB", request(16 * KIB), answer(700, RECEIVED)),
     Exchange("prompts of 256 KB", request(256 * KIB), answer(700, RECEIVED)),
 )
+
+
+def event(text: str) -> bytes:
+    """The event of one streamed piece of text, as OpenAI sends it."""
+    choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
+    return _event([choice])
+
+
+def _event(choices: list[dict[str, object]], usage: dict[str, int] | None = None) -> bytes:
+    chunk = {
+        "id": "chatcmpl-bench",
+        "object": "chat.completion.chunk",
+        "created": 1700000000,
+        "model": "gpt-4o-mini-2024-07-18",
+        "service_tier": "default",
+        "system_fingerprint": "fp_1",
+        "choices": choices,
+        "usage": usage,
+    }
+    return b"data: %b\n\n" % json.dumps(chunk, separators=(",", ":")).encode()
+
+
+#: The end of each stream: why it ended; what it used, if the caller asked for it; that it ended.
+STOP = _event([{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}])
+USAGE = _event([], {"prompt_tokens": 60, "completion_tokens": 40, "total_tokens": 100})
+DONE = b"data: [DONE]\n\n"
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+    b"Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+#: Ends a body in chunked coding.
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def chunked(data: bytes) -> bytes:
+    """One chunk of HTTP's chunked coding."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def whole(body: bytes) -> bytes:
+    """The answer with this JSON body, its head too, as an upstream sends it."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % len(body) + body
+
+
+def post(body: bytes) -> bytes:
+    """The request with this body, as a caller sends it."""
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer sk-free-api\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
