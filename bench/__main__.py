@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import instructions, profile, requests
+from bench import instructions, profile, requests, streams
 from bench.contenders import CORE
 from bench.machine import LOAD_CORE, described, open_files_max, pinned
 from bench.run import Run
@@ -25,6 +25,7 @@ from bench.table import Table, printed
 
 PARTS: Mapping[str, Callable[[Run], None]] = {
     "requests": requests.measure,
+    "streams": streams.measure,
     "bodies": requests.measure_bodies,
     "instructions": instructions.measure,
 }

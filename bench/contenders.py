@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.machine import PROXY_CORE, free_port, open_files_max
-from bench.server import Server, running
+from bench.server import Server, answers, is_open, running
 from bench.texts import MODEL
 
 US, NGINX, HAPROXY = "freeapi", "nginx", "HAProxy"
@@ -106,6 +106,11 @@ class Place(NamedTuple):
     upstream: int
     is_for_streams: bool = False
 
+    @property
+    def is_ready(self) -> Callable[[int], bool]:
+        """How to see that it has started; the upstream of streams gives no other answers."""
+        return is_open if self.is_for_streams else answers
+
 
 #: Starts one; raises NotStarted.
 Start = Callable[[Place], AbstractContextManager[Server]]
@@ -123,12 +128,31 @@ def nginx_command(home: Path) -> list[str]:
     return ["nginx", "-p", str(home), "-e", "stderr", "-c", "nginx.conf", "-g", "daemon off;"]
 
 
+def started(
+    name: str,
+    command: Sequence[str],
+    place: Place,
+    port: int,
+    env: Mapping[str, str] | None = None,
+) -> AbstractContextManager[Server]:
+    """A contender on the proxy's core, once it answers."""
+    return running(
+        name,
+        command,
+        port=port,
+        home=place.home,
+        core=PROXY_CORE,
+        env=env,
+        is_ready=place.is_ready,
+    )
+
+
 def nginx(place: Place) -> AbstractContextManager[Server]:
     """nginx as a reverse proxy."""
     port = free_port()
     write_nginx(place, port)
     command = nginx_command(place.home)
-    return running(NGINX, command, port=port, home=place.home, core=PROXY_CORE)
+    return started(NGINX, command, place, port)
 
 
 def write_nginx(place: Place, port: int, more: str = "") -> None:
@@ -151,7 +175,7 @@ def haproxy(place: Place) -> AbstractContextManager[Server]:
     config = _HAPROXY.format(port=port, upstream=place.upstream, kept=KEPT, connections=connections)
     (place.home / "haproxy.cfg").write_text(config)
     command = ["haproxy", "-db", "-f", "haproxy.cfg"]
-    return running(HAPROXY, command, port=port, home=place.home, core=PROXY_CORE)
+    return started(HAPROXY, command, place, port)
 
 
 def freeapi(place: Place) -> AbstractContextManager[Server]:
@@ -159,7 +183,7 @@ def freeapi(place: Place) -> AbstractContextManager[Server]:
     command = [str(Path(sys.executable).with_name("freeapi")), "serve"]
     port = free_port()
     env = settings(place, port)
-    return running(US, command, port=port, home=place.home, core=PROXY_CORE, env=env)
+    return started(US, command, place, port, env)
 
 
 def settings(place: Place, port: int) -> Mapping[str, str]:

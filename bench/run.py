@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from bench.contenders import CORE, Place, Start
 from bench.server import NotStarted, Server
 from bench.table import Table
+
+One = TypeVar("One")
 
 
 class Run(NamedTuple):
@@ -47,7 +49,7 @@ class Run(NamedTuple):
         print(f"{name}: {why}", flush=True)
         (self.table.wrong if name in CORE else self.table.notes).append(f"{name}: {why}")
 
-    def alternating(self, servers: list[Server]) -> Iterator[Server]:
-        """Each of them in each round; every other round backwards."""
+    def alternating(self, servers: list[One]) -> Iterator[One]:
+        """Each of these in each round; every other round backwards."""
         for number in range(self.rounds):
             yield from servers if number % 2 == 0 else reversed(servers)
