@@ -3,7 +3,8 @@
 Prints medians and ratios to nginx; asserts no time. The exit code is 1 only if an answer was wrong
 or one of the core set didn't start. All traffic stays on 127.0.0.1, all processes end with it.
 
-usage: python -m bench [PART...] [--quick] [--rounds N] [--record] [--profile]
+usage: python -m bench [PART...] [--quick] [--rounds N] [--peers A,B] [--record]
+       python -m bench --profile
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import instructions, profile, requests, streams
+from bench import instructions, memory, peers, profile, requests, streams
 from bench.contenders import CORE
 from bench.machine import LOAD_CORE, described, open_files_max, pinned
 from bench.run import Run
@@ -27,6 +28,8 @@ PARTS: Mapping[str, Callable[[Run], None]] = {
     "requests": requests.measure,
     "streams": streams.measure,
     "bodies": requests.measure_bodies,
+    "memory": memory.measure,
+    "start": memory.measure_start,
     "instructions": instructions.measure,
 }
 ROUNDS, SECONDS, QUICK_ROUNDS, QUICK_SECONDS = 3, 3.0, 1, 1.0
@@ -39,6 +42,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="one short round: does it work?")
     parser.add_argument("--rounds", type=int, help=f"{ROUNDS} if not said")
+    parser.add_argument(
+        "--peers",
+        type=lambda text: text.split(","),
+        default=["relay"],
+        help=f"of {','.join(peers.PEERS)}; relay if not said",
+    )
     parser.add_argument("--record", action="store_true", help="keep the figures in bench/")
     parser.add_argument(
         "--profile", action="store_true", help="only show where instructions go, by function"
@@ -46,6 +55,8 @@ def _arguments() -> argparse.Namespace:
     asked = parser.parse_args()
     if unknown := set(asked.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    if unknown := set(asked.peers) - set(peers.PEERS) - {""}:
+        parser.error(f"no such peer: {', '.join(sorted(unknown))}")
     return asked
 
 
@@ -62,7 +73,7 @@ def main() -> int:
         run = Run(
             home=Path(folder),
             table=table,
-            contenders=CORE,
+            contenders={**CORE, **peers.starts(asked.peers)},
             rounds=asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS),
             seconds=QUICK_SECONDS if asked.quick else SECONDS,
             is_recording=asked.record,

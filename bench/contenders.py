@@ -22,6 +22,8 @@ from bench.texts import MODEL
 US, NGINX, HAPROXY = "freeapi", "nginx", "HAProxy"
 #: Idle connections that a proxy keeps to its upstream: more than any load opens at once.
 KEPT = 512
+#: Two for each of 10,000 streams; and nginx turns callers away once 15/16 of its room is taken.
+_CONNECTIONS = 22_000
 
 PLENTY = {
     "FREEAPI_CALLER_RPM": "900000000",
@@ -41,6 +43,10 @@ rpm = 900000000
 tpm = 900000000
 input_usd_per_mtok = 0.15
 output_usd_per_mtok = 0.6
+
+[timeouts]
+idle_s = 600
+total_s = 900
 """
 _NGINX = """
 worker_processes 1;
@@ -73,6 +79,7 @@ _NGINX_PROXY = """
             proxy_pass http://model;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
+            proxy_read_timeout 600s;
             proxy_buffering {buffering};
             proxy_buffers 64 8k; # a long answer never waits in a file
             proxy_busy_buffers_size 64k;
@@ -87,8 +94,8 @@ global
 defaults
     mode http
     timeout connect 5s
-    timeout client 120s
-    timeout server 120s
+    timeout client 600s
+    timeout server 600s
     http-reuse always
     option http-no-delay
 frontend callers
@@ -107,7 +114,7 @@ class Place(NamedTuple):
     is_for_streams: bool = False
 
     @property
-    def is_ready(self) -> Callable[[int], bool]:
+    def is_ready(self) -> Callable[[Server], bool]:
         """How to see that it has started; the upstream of streams gives no other answers."""
         return is_open if self.is_for_streams else answers
 
@@ -119,8 +126,7 @@ Start = Callable[[Place], AbstractContextManager[Server]]
 def nginx_config(body: str) -> str:
     """A configuration of nginx's with this in its http block."""
     user = "user root;" if os.geteuid() == 0 else ""  # else it can't write to a private folder
-    files = open_files_max()
-    return _NGINX.format(body=body, user=user, files=files, connections=files)
+    return _NGINX.format(body=body, user=user, files=open_files_max(), connections=_CONNECTIONS)
 
 
 def nginx_command(home: Path) -> list[str]:
@@ -134,6 +140,7 @@ def started(
     place: Place,
     port: int,
     env: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> AbstractContextManager[Server]:
     """A contender on the proxy's core, once it answers."""
     return running(
@@ -144,6 +151,7 @@ def started(
         core=PROXY_CORE,
         env=env,
         is_ready=place.is_ready,
+        headers=headers,
     )
 
 
@@ -171,7 +179,7 @@ def haproxy(place: Place) -> AbstractContextManager[Server]:
     """HAProxy as a reverse proxy."""
     place.home.mkdir(parents=True)
     port = free_port()
-    connections = open_files_max() // 2 - 100  # each has one of the upstream's
+    connections = min(open_files_max(), _CONNECTIONS) // 2 - 100  # each has one of the upstream's
     config = _HAPROXY.format(port=port, upstream=place.upstream, kept=KEPT, connections=connections)
     (place.home / "haproxy.cfg").write_text(config)
     command = ["haproxy", "-db", "-f", "haproxy.cfg"]

@@ -6,12 +6,13 @@ take turns within a round, so that the machine's moods meet all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from bench.contenders import CORE, Place, Start
+from bench.peers import FAST
 from bench.server import NotStarted, Server
 from bench.table import Table
 
@@ -44,12 +45,16 @@ class Run(NamedTuple):
                     self.missing(name, f"{part}: {error}")
             yield servers
 
+    def is_fast(self, name: str) -> bool:
+        """Whether it is worth loading with what most peers take minutes for."""
+        return name in CORE or name in FAST
+
     def missing(self, name: str, why: str) -> None:
         """A contender can't be measured; of the core set that makes the run a failure."""
         print(f"{name}: {why}", flush=True)
         (self.table.wrong if name in CORE else self.table.notes).append(f"{name}: {why}")
 
-    def alternating(self, servers: list[One]) -> Iterator[One]:
+    def alternating(self, servers: Sequence[One]) -> Iterator[One]:
         """Each of these in each round; every other round backwards."""
         for number in range(self.rounds):
             yield from servers if number % 2 == 0 else reversed(servers)

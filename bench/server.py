@@ -18,12 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.machine import cpu_s, family, pinned, resident_bytes
-from bench.texts import MARK, PATH, PLAIN
+from bench.texts import HEADERS, MARK, PATH, PLAIN
 
 START_MAX_S, STOP_MAX_S = 60.0, 10.0
 #: Between two looks at a server that starts; also the precision of its start-up time.
 _LOOK_S = 0.002
-HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer sk-free-api"}
 
 
 class NotStarted(Exception):
@@ -33,10 +32,18 @@ class NotStarted(Exception):
 class Server:
     """A running one, on a port of 127.0.0.1."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: subprocess.Popen[bytes],
+        port: int,
+        headers: Mapping[str, str],
+    ) -> None:
         self.name = name
         self.process = process
         self.port = port
+        #: What it wants in each request.
+        self.headers = {**HEADERS, **headers}
         #: Whether its answers are the upstream's to the byte.
         self.is_exact = True
         self.start_s = 0.0
@@ -60,11 +67,12 @@ def running(
     core: int,
     env: Mapping[str, str] | None = None,
     start_max_s: float = START_MAX_S,
-    is_ready: Callable[[int], bool] | None = None,
+    is_ready: Callable[[Server], bool] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """It, from its first right answer to its end. Raises NotStarted.
 
-    ``is_ready`` looks at the port in another way; it may raise OSError while there is nothing.
+    ``is_ready`` looks at it in another way; it may raise OSError while there is nothing.
     """
     home.mkdir(parents=True, exist_ok=True)
     clean = {"PATH": f"{os.environ['PATH']}:/usr/sbin", "HOME": str(home), "LANG": "C.UTF-8"}
@@ -79,7 +87,7 @@ def running(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = Server(name, process, port)
+    server = Server(name, process, port, headers or {})
     try:
         _wait(server, home, begun_s + start_max_s, is_ready or answers)
         server.start_s = time.perf_counter() - begun_s
@@ -101,34 +109,34 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _wait(server: Server, home: Path, until_s: float, is_ready: Callable[[int], bool]) -> None:
+def _wait(server: Server, home: Path, until_s: float, is_ready: Callable[[Server], bool]) -> None:
     while True:
         if server.process.poll() is not None or time.perf_counter() > until_s:
             said = (home / "output.txt").read_text(errors="replace")[-800:]
             raise NotStarted(f"{server.name} did not start: {said}")
         with contextlib.suppress(OSError):
-            if is_ready(server.port):
+            if is_ready(server):
                 return
         time.sleep(_LOOK_S)
 
 
-def answers(port: int) -> bool:
+def answers(server: Server) -> bool:
     """Whether the upstream's answer comes through. Raises OSError."""
-    status, body = ask(port)
+    status, body = ask(server)
     return status == 200 and MARK.encode() in body
 
 
-def is_open(port: int) -> bool:
+def is_open(server: Server) -> bool:
     """Whether somebody listens. Raises OSError."""
-    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
     return True
 
 
-def ask(port: int, body: bytes = PLAIN.request) -> tuple[int, bytes]:
+def ask(server: Server) -> tuple[int, bytes]:
     """The status and body of one answer, on a connection of its own. Raises OSError."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     try:
-        connection.request("POST", PATH, body, HEADERS)
+        connection.request("POST", PATH, PLAIN.request, server.headers)
         response = connection.getresponse()
         return response.status, response.read()
     except http.client.HTTPException as error:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from bench.run import Run
 from bench.server import Server
-from bench.stage import ENDLESS, Caller, Stage
+from bench.stage import ENDLESS, Caller, Stage, Way
 
 STREAMS = (200, 1_000)
 CHUNKS_PER_S = 50
@@ -52,7 +52,7 @@ def measure(run: Run) -> None:
             times.append(heard.first_s)
             if server is not None:
                 _tell(run, server.name, few, heard)
-        for server in run.alternating(servers):
+        for server in run.alternating([one for one in servers if run.is_fast(one.name)]):
             _tell(run, server.name, many, _carry(run, stage, server, many))
     _tell_first(run, alone, seen)
 
@@ -81,28 +81,35 @@ def _carry(
     run: Run, stage: Stage, server: Server | None, streams: int, *, asks_first: bool = False
 ) -> Heard:
     """One load through the server, or without one."""
-    name, port = (DIRECT, stage.port) if server is None else (server.name, server.port)
+    way = Way(DIRECT, stage.port) if server is None else way_to(server)
     stage.reset()
-    callers = open_streams(stage, port, streams, _RAMP_S)
+    callers = open_streams(stage, way, streams, _RAMP_S)
     stage.run(_SETTLE_S)
     used_s: Callable[[], float] = time.perf_counter if server is None else server.cpu_s
     before, reads, cpu_s, begun_s = stage.heard, stage.reads, used_s(), time.perf_counter()
     stage.run(run.seconds)
     heard, cpu_s, took_s = stage.heard - before, used_s() - cpu_s, time.perf_counter() - begun_s
     reads = stage.reads - reads
-    first = _first_s(run, stage, name, port) if asks_first else None
+    first = _first_s(run, stage, way) if asks_first else None
     end_streams(stage, callers)
-    check(run, stage, name, callers, f"{streams:,} streams")
+    check(run, stage, way.name, callers, f"{streams:,} streams")
     for caller in callers:
         stage.forget(caller.end)
     return Heard(heard / took_s, 1e6 * cpu_s / max(1, heard), heard / max(1, reads), first)
 
 
-def open_streams(stage: Stage, port: int, streams: int, pause_s: float) -> list[Caller]:
+def way_to(server: Server) -> Way:
+    """How callers get to it."""
+    return Way(server.name, server.port, server.headers, server.is_exact)
+
+
+def open_streams(
+    stage: Stage, way: Way, streams: int, pause_s: float, first: int = 0
+) -> list[Caller]:
     """Callers, each with a stream that goes on."""
     callers = []
-    for number in range(streams):
-        caller = Caller(stage, port)
+    for number in range(first, first + streams):
+        caller = Caller(stage, way)
         caller.ask(number, ENDLESS)
         callers.append(caller)
         stage.run(pause_s)
@@ -113,7 +120,7 @@ def end_streams(stage: Stage, callers: list[Caller]) -> None:
     """Let the upstream end them all, and wait for what is under way."""
     stage.is_ending = True
     until_s = time.perf_counter() + _DRAIN_MAX_S
-    while time.perf_counter() < until_s and not all(caller.is_done for caller in callers):
+    while time.perf_counter() < until_s and not all(caller.is_over for caller in callers):
         stage.run(0.05)
 
 
@@ -124,8 +131,8 @@ def check(run: Run, stage: Stage, name: str, callers: list[Caller], what: str) -
 
 
 @contextmanager
-def _probers(stage: Stage, port: int) -> Iterator[list[Caller]]:
-    callers = [Caller(stage, port) for _ in range(PROBERS)]
+def _probers(stage: Stage, way: Way) -> Iterator[list[Caller]]:
+    callers = [Caller(stage, way) for _ in range(PROBERS)]
     try:
         yield callers
     finally:
@@ -133,20 +140,20 @@ def _probers(stage: Stage, port: int) -> Iterator[list[Caller]]:
             stage.forget(caller.end)
 
 
-def _first_s(run: Run, stage: Stage, name: str, port: int) -> tuple[float, float]:
+def _first_s(run: Run, stage: Stage, way: Way) -> tuple[float, float]:
     """Median and 99th percentile of the time to the first chunk, while the streams go on."""
     times: list[float] = []
     begun_s = time.perf_counter()
-    with _probers(stage, port) as callers:
+    with _probers(stage, way) as callers:
         for number in range(round(run.seconds * PROBES_PER_S)):
             caller = callers[number % PROBERS]
             until_s = begun_s + number / PROBES_PER_S
             stage.run(max(0.0, until_s - time.perf_counter()))
             if number >= PROBERS:
-                _finish(run, stage, name, caller, times)
+                _finish(run, stage, way.name, caller, times)
             caller.ask(ENDLESS + number, PROBE_CHUNKS)
         for caller in callers:
-            _finish(run, stage, name, caller, times)
+            _finish(run, stage, way.name, caller, times)
     percentiles = quantiles(times, n=100) if len(times) > 1 else [0.0] * 99
     return percentiles[49], percentiles[98]
 
@@ -154,7 +161,7 @@ def _first_s(run: Run, stage: Stage, name: str, port: int) -> tuple[float, float
 def _finish(run: Run, stage: Stage, name: str, caller: Caller, times: list[float]) -> None:
     """Wait for a probe's stream, look at it, and note its time."""
     until_s = time.perf_counter() + _DRAIN_MAX_S
-    while not caller.is_done and time.perf_counter() < until_s:
+    while not caller.is_over and time.perf_counter() < until_s:
         stage.step(0.001)
     check(run, stage, name, [caller], "a stream that came later")
     times.append(caller.first_s - caller.asked_s)

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.contenders import NGINX, US
+from bench.contenders import CORE, NGINX, US
 
 #: Contender to a value a round.
 Rounds = dict[str, list[float]]
@@ -34,7 +34,8 @@ class Table:
     def check(self, contender: str, what: str, wrong: int, words: str = "") -> None:
         """Answers that weren't what they had to be, none if all is well."""
         if wrong:
-            self.wrong.append(f"{contender}, {what}: {wrong} wrong answers {words}".rstrip())
+            problems = self.wrong if contender in CORE else self.notes
+            problems.append(f"{contender}, {what}: {wrong} wrong answers {words}".rstrip())
 
     def contenders(self) -> list[str]:
         """Those with a figure; ourselves and nginx first."""

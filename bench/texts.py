@@ -7,10 +7,12 @@ knows who relays it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import NamedTuple
 
 MODEL = "gpt-3.5-turbo"
 PATH = "/v1/chat/completions"
+HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer sk-free-api"}
 #: In each answer of the upstream's, and in no answer of anybody else's.
 MARK = "mark-of-the-upstream"
 #: Where the upstream says how many bytes of the request it got.
@@ -134,10 +136,8 @@ def whole(body: bytes) -> bytes:
     return head % len(body) + body
 
 
-def post(body: bytes) -> bytes:
+def post(body: bytes, headers: Mapping[str, str] = HEADERS) -> bytes:
     """The request with this body, as a caller sends it."""
-    head = (
-        f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Authorization: Bearer sk-free-api\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    lines = [f"POST {PATH} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {text}" for name, text in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body

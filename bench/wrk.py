@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.machine import LOAD_CORE, pinned
-from bench.server import HEADERS, Server
+from bench.server import Server
 from bench.texts import MARK, PATH, RECEIVED, Exchange
 
 _SCRIPT = """
@@ -69,7 +69,7 @@ def load(
 ) -> Load:
     """Ask the server for so long."""
     path = folder / "script.lua"
-    path.write_text(_script(exchange, server.is_exact))
+    path.write_text(_script(exchange, server))
     whole = max(1, round(seconds))
     command = ["wrk", "-t1", f"-c{connections}", f"-d{whole}s", "--timeout", "20s", "--latency"]
     target = f"http://127.0.0.1:{server.port}{PATH}"
@@ -96,16 +96,18 @@ def load(
     )
 
 
-def _script(exchange: Exchange, is_exact: bool) -> str:
+def _script(exchange: Exchange, server: Server) -> str:
     answer = exchange.answer.decode()
     before, _, after = answer.partition(RECEIVED) if RECEIVED in answer else ("", "", "")
     return _SCRIPT.format(
         request=exchange.request.decode(),
-        headers="\n".join(f'wrk.headers["{name}"] = "{text}"' for name, text in HEADERS.items()),
+        headers="\n".join(
+            f'wrk.headers["{name}"] = "{text}"' for name, text in server.headers.items()
+        ),
         expected=answer,
         before=before,
         after=after,
         sent=len(exchange.request),
         mark=MARK,
-        is_exact="true" if is_exact else "false",
+        is_exact="true" if server.is_exact else "false",
     )
