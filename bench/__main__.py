@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import instructions, memory, peers, profile, requests, streams
+from bench import instructions, memory, peers, plot, profile, requests, streams
 from bench.contenders import CORE
 from bench.machine import LOAD_CORE, described, open_files_max, pinned
 from bench.run import Run
@@ -32,7 +32,7 @@ PARTS: Mapping[str, Callable[[Run], None]] = {
     "start": memory.measure_start,
     "instructions": instructions.measure,
 }
-ROUNDS, SECONDS, QUICK_ROUNDS, QUICK_SECONDS = 3, 3.0, 1, 1.0
+ROUNDS, SECONDS, QUICK_ROUNDS, QUICK_SECONDS = 3, 2.0, 1, 1.0
 #: Ignored by git: what a run leaves, and what peers are installed into.
 KEPT = Path(".bench")
 
@@ -86,6 +86,9 @@ def main() -> int:
         print(printed(table.rows()))
     KEPT.mkdir(exist_ok=True)
     (KEPT / "last.json").write_text(json.dumps(table.as_json(), indent=1) + "\n")
+    if asked.record and table.figures:
+        plot.RECORDED.write_text(json.dumps(table.as_json(), indent=1) + "\n")
+        plot.main()
     for note in table.notes:
         print(note)
     for problem in table.wrong:

@@ -186,11 +186,11 @@ def haproxy(place: Place) -> AbstractContextManager[Server]:
     return started(HAPROXY, command, place, port)
 
 
-def freeapi(place: Place) -> AbstractContextManager[Server]:
-    """This checkout's ``freeapi serve``, everything on."""
+def freeapi(place: Place, more: Mapping[str, str] | None = None) -> AbstractContextManager[Server]:
+    """This checkout's ``freeapi serve``, everything on; ``more`` settings if need be."""
     command = [str(Path(sys.executable).with_name("freeapi")), "serve"]
     port = free_port()
-    env = settings(place, port)
+    env = {**settings(place, port), **(more or {})}
     return started(US, command, place, port, env)
 
 

@@ -3,7 +3,9 @@
 import os
 
 import httpx
-from fastapi import FastAPI, Request  # type: ignore[import-not-found] - of its venv
+
+# Not in our venv, so not known to mypy.
+from fastapi import FastAPI, Request  # type: ignore[import-not-found]
 from fastapi.responses import StreamingResponse  # type: ignore[import-not-found]
 
 app = FastAPI()

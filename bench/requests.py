@@ -30,7 +30,8 @@ def measure(run: Run) -> None:
         for connections in CONNECTIONS:
             alone: list[Load] = []
             seen: dict[str, list[Load]] = {server.name: [] for server in servers}
-            for server in run.alternating([direct, *servers] if connections == 1 else servers):
+            loaded = [one for one in servers if connections <= 64 or run.is_fast(one.name)]
+            for server in run.alternating([direct, *loaded] if connections == 1 else loaded):
                 one = _checked(run, server, PLAIN, connections)
                 (alone if server is direct else seen[server.name]).append(one)
             _tell(run, connections, seen, alone)
@@ -38,7 +39,7 @@ def measure(run: Run) -> None:
 
 def _tell(run: Run, connections: int, seen: dict[str, list[Load]], alone: list[Load]) -> None:
     for name, loads in seen.items():
-        for one in loads:
+        for one in filter(None, loads):
             run.table.add(f"CPU µs a request, c={connections}", name, one.cpu_us)
             if connections == 64:
                 run.table.add("requests/s of a core, c=64", name, 1e6 / one.cpu_us)
@@ -60,6 +61,8 @@ def measure_bodies(run: Run) -> None:
             fast = [server for server in servers if run.is_fast(server.name)]
             for server in run.alternating(fast):
                 seen = _checked(run, server, exchange, LONG_CONNECTIONS)
+                if not seen:
+                    continue
                 moved_mb = seen.requests * exchange.moved_bytes / 1e6
                 busy_s = seen.cpu_us * seen.requests / 1e6
                 run.table.add(f"{exchange.name}, MB/s of a core", server.name, moved_mb / busy_s)

@@ -171,8 +171,12 @@ class Caller:
         if not self._way.is_exact:
             is_right = re.findall(rb"\d{6}-\d{5}", body) == places
             return "" if is_right else "chunks are missing, or in another order"
-        expected = _EVENT_BEFORE + (_EVENT_AFTER + _EVENT_BEFORE).join(places) + _EVENT_AFTER
-        is_right = _unchunked(body) == expected + STOP + DONE
+        framed = _BEFORE + (_AFTER + _BEFORE).join(places) + _AFTER
+        if body.startswith(framed):  # the usual case, twenty times as fast as the general one
+            is_right = _unchunked(body[len(framed) :]) == STOP + DONE
+        else:
+            expected = _EVENT_BEFORE + (_EVENT_AFTER + _EVENT_BEFORE).join(places) + _EVENT_AFTER
+            is_right = _unchunked(body) == expected + STOP + DONE
         return "" if is_right else f"other bytes than sent: {body[:300]!r}"
 
 

@@ -145,7 +145,7 @@ def _first_s(run: Run, stage: Stage, way: Way) -> tuple[float, float]:
     times: list[float] = []
     begun_s = time.perf_counter()
     with _probers(stage, way) as callers:
-        for number in range(round(run.seconds * PROBES_PER_S)):
+        for number in range(round(1.5 * run.seconds * PROBES_PER_S)):
             caller = callers[number % PROBERS]
             until_s = begun_s + number / PROBES_PER_S
             stage.run(max(0.0, until_s - time.perf_counter()))

@@ -63,6 +63,10 @@ class Load(NamedTuple):
     #: The first wrong answer.
     words: str
 
+    def __bool__(self) -> bool:
+        """Whether anything was answered at all."""
+        return self.requests > 0
+
 
 def load(
     server: Server, exchange: Exchange, connections: int, seconds: float, folder: Path
@@ -84,14 +88,14 @@ def load(
         )
     cpu_s = server.cpu_s() - before_s
     seen = json.loads(done.stdout.partition("RESULT ")[2])
-    requests = max(1, seen["requests"])
+    requests = seen["requests"]
     return Load(
         requests,
         seen["us"] / 1e6,
-        1e6 * cpu_s / requests,
+        1e6 * cpu_s / max(1, requests),
         seen["p50_us"],
         seen["p99_us"],
-        seen["wrong"] if seen["requests"] else 1,
+        seen["wrong"] if requests else 1,
         done.stderr.strip(),
     )
 
