@@ -64,6 +64,7 @@ http {{
     scgi_temp_path scgi;
     client_body_buffer_size 512k;
     keepalive_requests 1000000000;
+    keepalive_timeout 3600s; # longer than a contender waits for its next turn
     {body}
 }}
 """

@@ -81,7 +81,10 @@ def written(table: Table) -> str:
     rows = list(table.rows())
     rows.insert(1, ["---", *(["---:"] * (len(rows[0]) - 1))])
     machine = ", ".join(f"{name} {words}" for name, words in table.machine.items())
-    return "\n".join([*map(_row, rows), "", f"Recorded on: {machine}.", *_notes(table.notes), ""])
+    plot = f"![Processor time and memory, beside plain proxies]({PLOT.name})"
+    return "\n".join(
+        [plot, "", *map(_row, rows), "", f"Recorded on: {machine}.", *_notes(table.notes), ""]
+    )
 
 
 def _row(cells: list[str]) -> str:

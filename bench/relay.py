@@ -80,6 +80,12 @@ class _Upstream(_Side):
         self._framing, self._type, self._out = b"", b"", b""
         self.transport.write(data)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self in self._idle:
+            self._idle.remove(self)
+        else:
+            self._caller.transport.close()
+
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
         if self._out:

@@ -40,8 +40,9 @@ _EVENT_BEFORE, _EVENT_AFTER = event(_PLACE).split(_PLACE.encode())
 _ASKED = re.compile(rb"stream (\d+) of (\d+) chunks")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 ENDLESS = 99_999
-#: Chunks of a stream that may come late; what is later still is left out.
-_LATE_MAX = 5
+#: Chunks of a stream that may come late; what is later still is left out, since two that come
+#: together are passed on as one, and cheaper.
+_LATE_MAX = 1
 _LISTEN, _READ_BYTES, _TICK_S = 4_096, 16_384, 0.001
 
 

@@ -63,6 +63,8 @@ def _tell(run: Run, name: str, streams: int, heard: Heard) -> None:
     run.table.add(f"% of a core for {wanted:,} chunks/s", name, heard.chunk_us * wanted / 1e4)
     run.table.add(f"chunks/s that came of {wanted:,}", name, heard.chunks_per_s)
     run.table.add(f"chunks a read, {streams:,} streams", name, heard.chunks_a_read)
+    read_us = heard.chunk_us * heard.chunks_a_read
+    run.table.add(f"CPU µs a read, {streams:,} streams", name, read_us)
 
 
 def _tell_first(
