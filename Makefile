@@ -1,5 +1,5 @@
 # The commands that README and CI use. Each sets up what it needs first; the second time that costs nothing.
-.PHONY: run setup test check fix fuzz lock reference
+.PHONY: run setup test check fix fuzz bench lock reference
 
 # By file, since tests of one file share what they start; in tests/conftest.py's order.
 PYTEST = .venv/bin/pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
@@ -30,6 +30,11 @@ fuzz: .venv/.dev
 		echo "$$target, $(FUZZ_S) s"; \
 		FUZZ_S=$(FUZZ_S) .venv/bin/python -m tests.fuzz.$$(basename $$target .py) || exit 1; \
 	done
+
+# Against nginx and HAProxy, in about eight minutes; BENCH="streams --quick" and the like: docs/performance.md.
+bench: .venv/.dev
+	@scripts/debian-packages bench
+	@exec .venv/bin/python -m bench $(BENCH)
 
 # The parts of docs/ that follow from the code; a test fails where they are old.
 reference: .venv/.runtime

@@ -227,9 +227,7 @@ def upstream() -> Iterator[int]:
 def program(folder: Path, *command: str) -> Iterator[None]:
     """A process of ours, for as long as it is needed."""
     with (folder / "output.txt").open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own commands
-            command, cwd=folder, env=CLEAN, stdout=output, stderr=output
-        )
+        process = subprocess.Popen(command, cwd=folder, env=CLEAN, stdout=output, stderr=output)
         try:
             yield
         finally:
@@ -259,7 +257,7 @@ def wait_for(port: int) -> int:
 
 def version(*command: str) -> str:
     """The first number with dots that the command prints."""
-    run = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - as above
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
     found = re.search(r"\d+(\.\d+)+", run.stdout + run.stderr)
     return found[0] if found else "?"
 
@@ -317,7 +315,7 @@ def start_uvicorn(stack: ExitStack, folder: Path, upstream_port: int) -> Started
     venv.create(folder / "venv", with_pip=True)
     python = str(folder / "venv/bin/python")
     pip = [python, "-m", "pip", "install", "-qq", "uvicorn", "httptools", "h11"]
-    if subprocess.run(pip, check=False).returncode:  # noqa: S603 - as above
+    if subprocess.run(pip, check=False).returncode:
         return {}
     (folder / "app.py").write_text(
         "async def app(scope, receive, send):\n"
