@@ -18,7 +18,10 @@ from tests.raw_client import ask, chat
 from tests.scripted_upstream import ScriptedUpstream
 
 #: The libraries that a start loads. One more costs every start, every worker and every container.
-LIBRARIES = {"dotenv", "httptools", "msgspec", "python_multipart", "typing_extensions", "uvloop"}
+LIBRARIES = {
+    *("dotenv", "httptools", "msgspec", "mypy_extensions", "python_multipart"),
+    *("typing_extensions", "uvloop"),
+}
 #: What a gateway in front of an upstream has no use for: other commands, other ways to run, and
 #: what the standard library has that is slow to load.
 NEEDLESS = {
