@@ -8,6 +8,7 @@ answers finish (at most ``FREEAPI_DRAIN_S``), then the connections to upstreams 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import signal
@@ -36,6 +37,10 @@ from freeapi.workers.worker import Post
 
 #: Young objects between two looks of the cycle collector; at 1 KB each, 20 MB at most.
 _OBJECTS_PER_COLLECTION: Final = 20_000
+#: Source: malloc.h.
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_FREED_BYTES_MAX: Final = 16_777_216
 #: A worker is told by its supervisor when to reload.
 NEVER_S: Final = 1e9
 
@@ -90,6 +95,7 @@ async def _serve(
         gateway = Gateway(config, journal, embedded, await embedded.wanted(config), shared)
         host, port = await gateway.listen(is_shared=post is not None)
         _keep_from_collector()
+        _keep_freed_memory()
         if post is None:
             print(banner(config, host, port), flush=True)
         else:
@@ -149,3 +155,15 @@ def _keep_from_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_OBJECTS_PER_COLLECTION, 20, 20)
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep up to 16 MiB of what was freed for what is allocated next.
+
+    By default it gives each larger body's pages back and asks for new ones, which the kernel has to
+    clear: a third of the time that an answer of 256 KiB takes (perf). Source: mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc's alone
+        mallopt(_M_TRIM_THRESHOLD, _FREED_BYTES_MAX)
+        mallopt(_M_MMAP_THRESHOLD, _FREED_BYTES_MAX // 4)

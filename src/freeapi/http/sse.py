@@ -23,7 +23,6 @@ import msgspec
 from freeapi.errors import FreeApiError, UpstreamFailed
 from freeapi.http.answers import Usage, decode_error, decode_event, decode_whole
 from freeapi.http.usage import (
-    PARSED_BYTES_MAX,
     USAGE_END_BYTES,
     CacheCountHider,
     both_sides,
@@ -100,15 +99,14 @@ def in_our_words(answer: bytes) -> bytes:
 
 def read_answer(answer: bytes) -> tuple[Usage | None, bytes]:
     """A whole JSON answer: its usage, and what of it the caller may see. O(bytes)."""
-    if len(answer) <= PARSED_BYTES_MAX:
-        try:
-            whole = decode_whole(answer)
-        except (msgspec.DecodeError, RecursionError):
-            pass
-        else:
-            if whole.error == _NULL:
-                usage = None if whole.usage is None else both_sides(whole.usage)
-                return usage, hide_cache_counts(answer)
+    try:
+        whole = decode_whole(answer)
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    else:
+        if whole.error == _NULL:
+            usage = None if whole.usage is None else both_sides(whole.usage)
+            return usage, hide_cache_counts(answer)
     return find_usage(answer), hide_cache_counts(in_our_words(answer))
 
 

@@ -32,7 +32,7 @@ from freeapi.http.answers import (
 #: a body it is looked for.
 USAGE_END_BYTES = 4_096
 #: Shorter bodies are parsed whole to find it.
-PARSED_BYTES_MAX = 16_384
+_PARSED_BYTES_MAX = 16_384
 #: Of a longer object only the beginning is edited: this bounds what is held back and looked at
 #: twice.
 USAGE_BYTES_MAX = 4_096
@@ -46,6 +46,13 @@ _USAGE = re.compile(
     rb'"usage"\s*+:\s*+(\{%b(?:%b%b)*+\})' % (_FLAT, _OBJECT_OF_OBJECTS, _FLAT), re.DOTALL
 )
 _USAGE_KEY = b'"usage"'
+#: What stands before a usage object; or at the end of it, white space.
+_BEFORE_USAGE = b'"usage":'
+_SPACES = (b" ", b"\n", b"\t", b"\r")
+#: As much of it is looked through for the key.
+_SPACE_MAX = 64
+#: With more braces than this, looking for the key is quicker.
+_BRACES_MAX = 256
 #: The key, and what makes its value an object, as far as the bytes go. After a backslash, the quote
 #: is one within another key.
 _USAGE_START = re.compile(rb'(?<!\\)"usage"\s*+(?::\s*+(?:\{|\Z)|\Z)')
@@ -96,7 +103,7 @@ def both_sides(counts: Counts) -> Usage | None:
 def find_usage(body: bytes) -> Usage | None:
     """The usage of a whole JSON answer, or None. O(1) where it is near an end, else O(bytes)."""
     usage = usage_at_end(body[-USAGE_END_BYTES:])
-    if usage is None and len(body) > PARSED_BYTES_MAX:
+    if usage is None and len(body) > _PARSED_BYTES_MAX:
         usage = _usage_at_start(body[:USAGE_END_BYTES])
     return usage_in(body) if usage is None else usage
 
@@ -177,13 +184,31 @@ def hide_cache_counts(data: bytes) -> bytes:
     >>> hide_cache_counts(b'{"usage":{"prompt_tokens_details":{"cached_tokens":1024}}}')
     b'{"usage":{"prompt_tokens_details":{"cached_tokens":0   }}}'
     """
-    at = data.find(_USAGE_KEY)  # faster than the expression's own search, and rarely there twice
-    while at >= 0:
-        if _CACHE_COUNT_ABOVE_0.search(data, at, at + USAGE_BYTES_MAX) is not None:
-            hider = CacheCountHider()
-            return hider.feed(data) + hider.rest()
-        at = data.find(_USAGE_KEY, at + len(_USAGE_KEY))
-    return data
+    if not _may_have_cache_count(data):
+        return data
+    hider = CacheCountHider()
+    return hider.feed(data) + hider.rest()
+
+
+def _may_have_cache_count(data: bytes) -> bool:
+    """Whether a usage object may have a count of cached tokens above 0; False is certain.
+
+    Goes from brace to brace, which C's memchr does: words have few, and looking for the key itself
+    takes 0.2 ms in 256 KiB of them.
+    """
+    at = data.find(b"{")
+    for _ in range(_BRACES_MAX):
+        if at < 0:
+            return False
+        if data.endswith(_SPACES, 0, at):
+            before = data[max(0, at - _SPACE_MAX) : at].rstrip()
+            is_usage = not before or before.removesuffix(b":").rstrip().endswith(_USAGE_KEY)
+        else:
+            is_usage = data.endswith(_BEFORE_USAGE, 0, at)
+        if is_usage and _CACHE_COUNT_ABOVE_0.search(data, at, at + USAGE_BYTES_MAX) is not None:
+            return True
+        at = data.find(b"{", at + 1)
+    return _USAGE_KEY in data[at:] if at >= 0 else False
 
 
 class CacheCountHider:
