@@ -93,3 +93,22 @@ def test_compiled_modules_hold_no_structs() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             bases = node.bases if isinstance(node, ast.ClassDef) else []
             assert "msgspec.Struct" not in map(ast.unparse, bases), path
+
+
+def test_missing_compiler_is_said_and_no_harm(tmp_path: Path) -> None:
+    """Without a compiler nothing is compiled, and a line says what is missing."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/compile", tmp_path / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "src").mkdir()
+    package = copied(tmp_path / "src")
+    (package / "compiled.txt").unlink(missing_ok=True)
+    run = subprocess.run(
+        [sys.executable, tmp_path / "scripts/compile", "--is-due"],
+        env={"CC": "no-such-compiler", "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (1, "")
+    assert "no C compiler (no-such-compiler)" in run.stdout

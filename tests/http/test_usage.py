@@ -248,3 +248,19 @@ def test_beginning_of_an_endless_usage_object_is_hidden() -> None:
     for filler_bytes in range(USAGE_BYTES_MAX - 50, USAGE_BYTES_MAX):
         hidden = hide_cache_counts(cut_number % (b"a" * filler_bytes))
         assert json.loads(hidden)["usage"]["cached_tokens"] in (0, 1920)
+
+
+@pytest.mark.parametrize(
+    "filler", [b"x" * 40_000, b"{" * 300 + b"x" * 40_000, b'\\"usage\\":{' * 4_000]
+)
+@pytest.mark.parametrize(
+    "between", [b":", b" : ", b":" + b" " * 100, b":\r\n\t"], ids=["none", "some", "much", "lines"]
+)
+def test_counts_in_long_answers_are_hidden(filler: bytes, between: bytes) -> None:
+    """However long the answer, whatever stands before the object: no count is passed over."""
+    usage = b'"usage"%b{"prompt_tokens_details":{"cached_tokens":%b}}'
+    answer = b'{"text":"%b",%b,"text":"%b"}'
+    seen = answer % (filler, usage % (between, b"1920"), filler)
+    assert hide_cache_counts(seen) == answer % (filler, usage % (between, b"0   "), filler)
+    nothing = answer % (filler, usage % (between, b"0"), filler)
+    assert hide_cache_counts(nothing) is nothing
