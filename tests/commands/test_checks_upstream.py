@@ -46,7 +46,7 @@ def listing(*names: str, clock_s: float = 0.0) -> bytes:
 
 
 async def examined(
-    base_url: str, keys: str = KEY, toml: str = ONE_MODEL + IMPATIENT
+    base_url: str, keys: str = KEY, toml: str = ONE_MODEL
 ) -> dict[str, list[Finding]]:
     """The findings about an upstream at this address, by what they are about."""
     environ = {
@@ -129,7 +129,7 @@ async def test_wrong_base_url_is_a_problem(upstream: ScriptedUpstream) -> None:
 async def test_upstream_without_a_list_may_do_without_chats(upstream: ScriptedUpstream) -> None:
     """One that is asked for vectors alone can't be tried for free, and that is no problem."""
     upstream.plays([send(error(404, None, "no"))])
-    vectors = '[[model]]\nname = "gpt-x"\nendpoints = ["embeddings"]\n' + IMPATIENT
+    vectors = '[[model]]\nname = "gpt-x"\nendpoints = ["embeddings"]\n'
     assert (await examined(url(upstream), toml=vectors))["openai"][1].level == "warning"
 
 
@@ -249,7 +249,7 @@ async def test_upstream_that_gives_no_answer_is_told(
     assert callable(step)
     upstream.plays([step])
     async with asyncio.timeout(PATIENCE_S):  # without ``IMPATIENT`` it would be two minutes
-        found = await examined(url(upstream))
+        found = await examined(url(upstream), toml=ONE_MODEL + IMPATIENT)
     assert found["openai"][1].level == "problem"
     assert "no answer to GET /models" in found["openai"][1].text
 
@@ -326,7 +326,8 @@ async def test_wrong_certificates_are_told_apart(tls: Tls) -> None:
 
 async def test_silence_in_the_handshake_is_told(upstream: ScriptedUpstream) -> None:
     """A server that takes the connection and never speaks TLS fails at TLS, in time."""
-    (finding,) = (await examined(url(upstream, "https")))["openai"]
+    impatient = ONE_MODEL + IMPATIENT
+    (finding,) = (await examined(url(upstream, "https"), toml=impatient))["openai"]
     assert "TLS failed: no answer within 0.3 s" in finding.text
 
 
