@@ -154,7 +154,7 @@ class Proxy:
         # May they, and when: all that it needs at once, or in its turn.
         granted: Grant | SharedGrant | None = self._scheduler.grant_now(visitor, prepared)
         if granted is None:
-            granted = await self._loop.create_task(self._scheduler.grant(visitor, prepared))
+            granted = await self._scheduler.grant(visitor, prepared)
         call.grant = grant = granted
         call.queued_s = grant.queued_s
         # Deliver: connections, tries, relay.

@@ -147,7 +147,7 @@ class Scheduler:
             return None
 
     async def grant(self, visitor: Visitor, prepared: Prepared) -> Grant:
-        """What the request needs, at once or in its turn. To be awaited in a task.
+        """What the request needs, at once or in its turn.
 
         Raises FreeApiError; then nothing is taken: RateLimitExceeded and ConcurrencyExceeded at
         once, CapacityExceeded if there is no hope within ``queue_s``, UpstreamRefused.
@@ -162,7 +162,9 @@ class Scheduler:
                     raise short.error from None
                 lane = short.lane
                 known_wait_s = short.error.retry_after_s or 0.0
-        return await self._wait(visitor, prepared, lane, known_wait_s)
+        # Its time-out wants a task, which who awaits this need not be.
+        waiting = self._wait(visitor, prepared, lane, known_wait_s)
+        return await self._loop.create_task(waiting)
 
     def reconfigure(self, queue_s: float) -> None:
         """Let those who come from now on wait so long; what waits may fit by new limits and keys.

@@ -81,7 +81,7 @@ class SharedPurse:
         self._accounts: tuple[Account, ...] = ()
         #: Those, and others of these days: of a cap that is off now, of a clock that was set back.
         self._known: dict[tuple[str, str], Account] = {}
-        self._rolls_at_s = 0.0
+        self._rolls_at_s = 0
         self._roll(clock())
         self._ask_soon()
         self._review_timer = self._loop.call_later(REVIEW_S, self._review)
