@@ -19,7 +19,7 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 _HERE = Path(__file__).parent
-#: By whom it was written, and for which sources: their fingerprint, then a line for each.
+#: What was compiled: the sources' fingerprint, then a line with the name of each.
 COMPILED = _HERE / "compiled.txt"
 
 
