@@ -6,7 +6,7 @@ reading: ``cli`` builds the objects, ``proxy`` is the life of one request.
 
 Some modules may have been compiled (``scripts/compile``); then Python takes the compiled ones. If a
 source has changed since, none of them is taken, as they are bound to one another: looking costs a
-start less than a millisecond.
+start a millisecond or two.
 
 Invariant: importing ``freeapi`` imports no other module, so that the version is free to ask for.
 """

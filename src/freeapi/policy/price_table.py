@@ -20,6 +20,8 @@ from typing import Final
 
 import msgspec
 
+from freeapi.policy.prices import rounded_up
+
 #: OpenAI's regional hosts cost 10 % more. Source: OpenAI, "Pricing", regional processing.
 _REGIONAL: Final = re.compile(r"https://\w+\.api\.openai\.com(?:[:/]|$)")
 #: A snapshot's date at the end of a model's name, and how the table writes that any will do.
@@ -60,8 +62,8 @@ class PriceTable(msgspec.Struct, frozen=True):
         if not _REGIONAL.match(base_url):
             return dearest
         return Price(
-            -(-dearest.input_nanousd_per_mtok * 11 // 10),
-            -(-dearest.output_nanousd_per_mtok * 11 // 10),
+            rounded_up(dearest.input_nanousd_per_mtok * 11, 10),
+            rounded_up(dearest.output_nanousd_per_mtok * 11, 10),
         )
 
 

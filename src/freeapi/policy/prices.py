@@ -58,7 +58,7 @@ def _tokens_nanousd(prepared: Prepared, prompt_tokens: int, completion_tokens: i
     if output_nanousd_per_mtok is None:
         assert not prepared.output_tokens, "a paid model without a price"
         output_nanousd_per_mtok = 0
-    return _up(
+    return rounded_up(
         prompt_tokens * model.input_nanousd_per_mtok + completion_tokens * output_nanousd_per_mtok,
         MTOK,
     )
@@ -68,9 +68,10 @@ def _units_nanousd(prepared: Prepared, prompt_tokens: int) -> int:
     """Each at its most, and the prompt if it has a price of its own."""
     model = prepared.model
     assert model.unit_nanousd is not None, "a paid model without a price"
-    prompt_nanousd = _up(prompt_tokens * (model.input_nanousd_per_mtok or 0), MTOK)
+    prompt_nanousd = rounded_up(prompt_tokens * (model.input_nanousd_per_mtok or 0), MTOK)
     return prompt_nanousd + prepared.units * model.unit_nanousd
 
 
-def _up(amount: int, divisor: int) -> int:
+def rounded_up(amount: int, divisor: int) -> int:
+    """The quotient, a part of one counted as one."""
     return -(-amount // divisor)
