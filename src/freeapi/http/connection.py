@@ -3,9 +3,12 @@
 Driven by callbacks of the event loop and of the parser. A request is parsed only when the one
 before is answered, so answers leave in order and a pipelining caller holds a bounded number of
 bytes here. An upload reaches the application at the end of its head; its body is parsed while the
-application reads it, and as far ahead as an ``Upload`` has room.
+application reads it, and as far ahead as an ``Upload`` has room. A request whose head is the same
+as the one before over this connection (``wire.KnownHead``) needs no parser: what that would find is
+known, and the body is as long as the head says.
 
 Invariants:
+- The parser is between messages while a request without it is taken in, and knows nothing of it.
 - ``_reply`` is the one unanswered request, or None; while it is set, nothing is parsed but the body
   of an upload that the application has.
 - An upload that is answered before it was complete is the connection's last request.
@@ -68,8 +71,11 @@ class Connection(asyncio.Protocol):
         "_body_length",
         "_broken",
         "_expected_bytes",
+        "_has_answered",
         "_head_done",
         "_head_is_split",
+        "_known",
+        "_lacking_bytes",
         "_lingering",
         "_loop",
         "_parser",
@@ -115,6 +121,10 @@ class Connection(asyncio.Protocol):
         self._waiting_bytes = 0
         self._expected_bytes = 0
         self._trailer_bytes = 0
+        #: The head of a caller's requests, once it has sent two with the same.
+        self._known: wire.KnownHead | None = None
+        #: Of the body behind it, while that comes.
+        self._lacking_bytes = 0
         self._body: list[bytes] = []
         self._body_length = 0
         self._body_bytes_max = 0
@@ -125,6 +135,8 @@ class Connection(asyncio.Protocol):
         self._pumping = False
         self._reading = True
         self._lingering = False
+        #: It isn't the first request any more.
+        self._has_answered = False
         self.writable = True
         #: When it was last looked at, of a caller who doesn't keep up.
         self._unsent_bytes = 0
@@ -295,9 +307,13 @@ class Connection(asyncio.Protocol):
         if self._upload is not None:
             self._end_upload(request, self._upload)
             return
+        self._complete(request, keep_alive=self._parser.should_keep_alive())
+
+    def _complete(self, request: wire.Request, *, keep_alive: bool) -> None:
+        """All of its body is there."""
         body = self._body
         request.body = body[0] if len(body) == 1 else b"".join(body)
-        request.keep_alive = self._parser.should_keep_alive()
+        request.keep_alive = keep_alive
         request.received_s = self._loop.time()
         self._ready.append(request)
 
@@ -318,7 +334,7 @@ class Connection(asyncio.Protocol):
                 self._refuse(self._broken)
                 break
             elif self._unparsed:
-                self._parse()
+                self._take_in()
             else:
                 break
         self._pumping = False
@@ -333,6 +349,7 @@ class Connection(asyncio.Protocol):
     def replied(self, reply: Reply) -> None:
         """For the reply: it is complete."""
         self._reply = None
+        self._has_answered = True
         if not reply.keep_alive or self._server.draining:
             if self._upload_in_hand is None:
                 self._close()
@@ -343,6 +360,43 @@ class Connection(asyncio.Protocol):
             self.deadline_s = self._loop.time() + self._server.limits.keep_alive_s
         if self._ready or self._unparsed or self._broken is not None or not self._reading:
             self._pump()
+
+    def _take_in(self) -> None:
+        """Take in what has come, by the parser where it is needed."""
+        if self._lacking_bytes:
+            self._take_body()
+        elif self._known is None or self._begun or not self._take_known(self._known):
+            self._parse()
+
+    def _take_known(self, known: wire.KnownHead) -> bool:
+        """Begin a request by its head, if it is the known one and nothing comes behind it."""
+        data = self._unparsed
+        start, length = known.find(data)
+        lacking = start + length - len(data)
+        if not start or lacking < 0 or length > self._server.limits.body_bytes_max:
+            return False  # of several at once each would be cut out of all the others
+        self._unparsed = b""
+        self._request = request = known.again(length)
+        self._body = [data[start:]]
+        if lacking:
+            self._begun = True
+            self._lacking_bytes = lacking
+            self.deadline_s = self._loop.time() + self._server.limits.body_s
+        else:
+            self._complete(request, keep_alive=True)
+        return True
+
+    def _take_body(self) -> None:
+        """More of the body behind a known head."""
+        data, self._unparsed = self._unparsed, b""
+        lacking = self._lacking_bytes
+        if len(data) > lacking:
+            data, self._unparsed = data[:lacking], data[lacking:]
+        self._body.append(data)
+        self._lacking_bytes = lacking - len(data)
+        if not self._lacking_bytes:
+            self._begun = False
+            self._complete(self._request, keep_alive=True)
 
     def _parse(self) -> None:
         """Feed the parser one slice: to the end of a body of known length, else a bound."""
@@ -369,6 +423,15 @@ class Connection(asyncio.Protocol):
             has_grown = self._head_done and self._body_length > known_length
             if not self._ready and not has_grown and upload is self._upload:
                 self._wait(len(data))
+            elif self._has_answered and not self._head_is_split:
+                self._learn(data)
+
+    def _learn(self, data: bytes) -> None:
+        """Know the head with which ``data`` begins, if there is but one message in it."""
+        request = self._request
+        ready = len(self._ready)
+        if (ready == 1 and self._ready[0] is request) or (not ready and self._head_done):
+            self._known = wire.known_head(data, request)
 
     def _break(self, error: FreeApiError) -> None:
         """Nothing more can be parsed; an upload that was under way can't be completed."""

@@ -69,6 +69,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_headers",
         "_idle_limit_s",
         "_is_sending",
+        "_lacking_bytes",
         "_loop",
         "_parser",
         "_paused",
@@ -118,6 +119,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._until_close = False
         self._complete = False
         self._body: list[bytes] = []
+        #: Of a body whose head needed no parser.
+        self._lacking_bytes = 0
 
     # --- for the proxy ----------------------------------------------------------------------------
 
@@ -225,14 +228,18 @@ class UpstreamConnection(asyncio.Protocol):
             self.close()
             return
         now_s = self._loop.time()
-        if self.answered_s is None:
+        is_first = self.answered_s is None
+        if is_first:
             self.answered_s = now_s
         if not self._paused:
             self.deadline_s = min(now_s + self._pool.timeouts.idle_s, self._final_s)
         failure: FreeApiError | None = None
         try:
-            self._parser.feed_data(data)
-            self._check_head_bytes(len(data))
+            if self._lacking_bytes:
+                self._take_body(data)
+            elif not is_first or not self._take_plain(self._sink, data):
+                self._parser.feed_data(data)
+                self._check_head_bytes(len(data))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             cause = error.__cause__ or error.__context__
             if cause is not None and not isinstance(cause, FreeApiError):
@@ -246,6 +253,30 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail(failure)
         elif self._complete and self._sink is not None:
             self._finish()
+
+    def _take_plain(self, sink: Sink, data: bytes) -> bool:
+        """Take the first bytes of an answer without the parser, if they are plain enough."""
+        head = wire.read_plain_head(data)
+        if head is None or len(data) > head.size + head.length:
+            return False
+        self._status = 200
+        self._headers = head.headers
+        sink.on_head(200, head.headers)
+        self._lacking_bytes = head.length
+        self._take_body(data[head.size :])
+        return True
+
+    def _take_body(self, data: bytes) -> None:
+        """More of a body of known length. Raises UpstreamGarbage for what goes on behind it."""
+        lacking = self._lacking_bytes = self._lacking_bytes - len(data)
+        if data:
+            self._body.append(data)
+        if lacking < 0:
+            self._body[-1] = data[:lacking]
+            raise UpstreamGarbage
+        if not lacking:
+            self._complete = True
+            self._closing = self._is_sending
 
     def _pass_on(self) -> None:
         """Give the sink what one read brought of the body."""
