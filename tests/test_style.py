@@ -89,6 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 #: Decisions and parsers: the same bytes, numbers and times give the same answer, anywhere.
 PURE = (
     PACKAGE + "policy/",
+    PACKAGE + "http/heads.py",
     PACKAGE + "http/wire.py",
     PACKAGE + "http/sse.py",
     PACKAGE + "http/usage.py",

@@ -104,6 +104,17 @@ async def test_slow_body_is_refused(start_site: StartSite) -> None:
     assert site.calls == []
 
 
+async def test_slow_body_behind_a_known_head_is_refused(start_site: StartSite) -> None:
+    """The same where the head has come before."""
+    site = await start_site(shortest_s=0.05, body_s=0.1)
+    async with site.caller() as caller:
+        for _ in range(2):
+            await caller.ask(PART_OF_BODY + b"o")
+        assert (await caller.ask(PART_OF_BODY)).status == 408
+        assert await caller.closed() == b""
+    assert len(site.calls) == 2
+
+
 @pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nx-a: ", PART_OF_BODY[:-4]])
 async def test_dripping_caller_is_refused(start_site: StartSite, start: bytes) -> None:
     """A byte now and then doesn't buy more time, neither for a head nor for a body."""

@@ -4,8 +4,8 @@ Driven by callbacks of the event loop and of the parser. A request is parsed onl
 before is answered, so answers leave in order and a pipelining caller holds a bounded number of
 bytes here. An upload reaches the application at the end of its head; its body is parsed while the
 application reads it, and as far ahead as an ``Upload`` has room. A request whose head is the same
-as the one before over this connection (``wire.KnownHead``) needs no parser: what that would find is
-known, and the body is as long as the head says.
+as the one before over this connection (``heads.KnownHead``) needs no parser: what that would find
+is known, and the body is as long as the head says.
 
 Invariants:
 - The parser is between messages while a request without it is taken in, and knows nothing of it.
@@ -37,7 +37,7 @@ from freeapi.errors import (
     RequestTimeout,
     TargetTooLong,
 )
-from freeapi.http import wire
+from freeapi.http import heads, wire
 from freeapi.http.deadlines import NEVER_S
 from freeapi.http.reply import Reply
 from freeapi.http.upload import Upload
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         self._expected_bytes = 0
         self._trailer_bytes = 0
         #: The head of a caller's requests, once it has sent two with the same.
-        self._known: wire.KnownHead | None = None
+        self._known: heads.KnownHead | None = None
         #: Of the body behind it, while that comes.
         self._lacking_bytes = 0
         self._body: list[bytes] = []
@@ -368,7 +368,7 @@ class Connection(asyncio.Protocol):
         elif self._known is None or self._begun or not self._take_known(self._known):
             self._parse()
 
-    def _take_known(self, known: wire.KnownHead) -> bool:
+    def _take_known(self, known: heads.KnownHead) -> bool:
         """Begin a request by its head, if it is the known one and nothing comes behind it."""
         data = self._unparsed
         start, length = known.find(data)
@@ -431,7 +431,7 @@ class Connection(asyncio.Protocol):
         request = self._request
         ready = len(self._ready)
         if (ready == 1 and self._ready[0] is request) or (not ready and self._head_done):
-            self._known = wire.known_head(data, request)
+            self._known = heads.known_head(data, request) or self._known
 
     def _break(self, error: FreeApiError) -> None:
         """Nothing more can be parsed; an upload that was under way can't be completed."""

@@ -26,7 +26,7 @@ from freeapi.errors import (
     UpstreamGarbage,
     UpstreamTimeout,
 )
-from freeapi.http import wire
+from freeapi.http import heads, wire
 from freeapi.http.deadlines import NEVER_S
 from freeapi.http.outcome import Outcome
 
@@ -45,7 +45,7 @@ class Sink(Protocol):
     """Who takes an answer. What these raise (a FreeApiError) ends the exchange."""
 
     def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
-        """The final status and its headers, names in lower case."""
+        """The final status, and of its headers those of ``heads.ANSWER_HEADERS``."""
 
     def on_data(self, data: bytes) -> None:
         """All that one read brought of the body; never empty."""
@@ -256,7 +256,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _take_plain(self, sink: Sink, data: bytes) -> bool:
         """Take the first bytes of an answer without the parser, if they are plain enough."""
-        head = wire.read_plain_head(data)
+        head = heads.read_plain_head(data)
         if head is None or len(data) > head.size + head.length:
             return False
         self._status = 200
@@ -348,8 +348,9 @@ class UpstreamConnection(asyncio.Protocol):
             raise UpstreamGarbage  # a second answer to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._status:  # else a trailer, which nobody asked for
-            self._headers[wire.LOWER_CASE.get(name) or name.lower()] = value
+        known = heads.answer_header(name)
+        if known and not self._status:  # else a trailer, which nobody asked for
+            self._headers[known] = value
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

@@ -5,10 +5,6 @@ Host, at most one of each header that can't be a list, no transfer coding but ``
 on everything. Anything ambiguous is refused and its connection closed, since an intermediary
 before us may have read it another way (request smuggling).
 
-Heads that leave nothing open need no parser, which costs a call for each header: a caller's that is
-the same as before (``KnownHead``), and an upstream's of the plainest kind (``read_plain_head``).
-Whatever is unusual about either is left to llhttp.
-
 Source: RFC 9110 (semantics), RFC 9112 (message syntax and routing).
 """
 
@@ -17,7 +13,7 @@ from __future__ import annotations
 import http
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from freeapi.errors import (
     BadHttp,
@@ -47,18 +43,15 @@ COPIED_BYTES_MAX = 65_536
 LAST_CHUNK = b"0\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-#: Names of headers as clients and OpenAI write them, to the one object that is looked up by: no
+#: Names of headers as clients write them, to the one object that is looked up by: no
 #: copy, and its hash is known.
 LOWER_CASE = {
     spelling: name.encode()
     for name in (
         *("accept", "accept-encoding", "accept-language", "authorization", "connection"),
-        *("content-encoding", "content-length", "content-type", "date", "expect", "host"),
-        *("keep-alive", "server", "transfer-encoding", "user-agent", "x-forwarded-for"),
-        *("x-ratelimit-limit-requests", "x-ratelimit-limit-tokens", "x-request-id"),
-        *("x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens"),
-        *("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens", "x-stainless-arch"),
-        *("x-stainless-async", "x-stainless-lang", "x-stainless-os"),
+        *("content-length", "content-type", "expect", "host", "transfer-encoding", "user-agent"),
+        *("x-forwarded-for", "x-stainless-arch", "x-stainless-async", "x-stainless-lang"),
+        "x-stainless-os",
         *("x-stainless-package-version", "x-stainless-read-timeout", "x-stainless-retry-count"),
         *("x-stainless-runtime", "x-stainless-runtime-version"),
     )
@@ -70,34 +63,7 @@ _SINGLE = frozenset(
     (b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding", b"expect")
 )
 #: More of a length would be past any limit of bytes.
-_LENGTH_DIGITS_MAX: Final = 18
-_LENGTH_LINE: Final = b"\r\ncontent-length: "
-_HEAD_END: Final = b"\r\n\r\n"
-_ZERO: Final = 0x30
-_NINE: Final = 0x39
-_PLAIN_STATUS: Final = b"HTTP/1.1 200 "
-#: OpenAI's heads have about 1,200.
-_PLAIN_HEAD_BYTES_MAX: Final = 4_096
-#: All that is read here of an upstream's head.
-ANSWER_HEADERS: Final = (
-    *(b"connection", b"content-encoding", b"content-length", b"content-type", b"keep-alive"),
-    *(b"retry-after", b"retry-after-ms", b"transfer-encoding"),
-    *(b"x-ratelimit-remaining-requests", b"x-ratelimit-remaining-tokens"),
-    *(b"x-ratelimit-reset-requests", b"x-ratelimit-reset-tokens"),
-)
-#: As they are spelled; and others that are often there, to an empty name.
-_ANSWER_SPELLINGS: Final = {
-    spelling: name if name in ANSWER_HEADERS else b""
-    for name in (
-        *ANSWER_HEADERS,
-        *(b"access-control-expose-headers", b"alt-svc", b"cf-cache-status", b"cf-ray", b"date"),
-        *(b"openai-organization", b"openai-processing-ms", b"openai-project", b"openai-version"),
-        *(b"server", b"set-cookie", b"strict-transport-security", b"vary", b"via"),
-        *(b"x-content-type-options", b"x-envoy-upstream-service-time", b"x-request-id"),
-        *(b"x-ratelimit-limit-requests", b"x-ratelimit-limit-tokens"),
-    )
-    for spelling in (name.decode(), name.decode().title())
-}
+LENGTH_DIGITS_MAX = 18
 #: Headers about changing the protocol; ``expect`` was met when they were read, but for an upload.
 _OFFERING = frozenset((b"connection", b"upgrade", b"expect"))
 #: reg-name, IPv4 or bracketed IPv6, and a port (RFC 3986 section 3.2.2, without userinfo).
@@ -218,138 +184,9 @@ def _body_length(request: Request) -> int | None:
         return None
     if length is None:
         return 0
-    if not length.isdigit() or len(length) > _LENGTH_DIGITS_MAX:
+    if not length.isdigit() or len(length) > LENGTH_DIGITS_MAX:
         raise BadHttp(problem="Content-Length is not a number")
     return int(length)
-
-
-class KnownHead:
-    """The head of a request that was parsed and checked, to be known when it comes again.
-
-    Over one connection a caller sends the same head with each request, but for the length of the
-    body. What was found about one then holds for the other, byte for byte.
-    """
-
-    __slots__ = ("_after", "_before", "_request")
-
-    def __init__(self, request: Request, before: bytes, after: bytes) -> None:
-        """``before`` and ``after`` are what stands around the length."""
-        self._request = request
-        self._before = before
-        self._after = after
-
-    def find(self, data: bytes) -> tuple[int, int]:
-        """Where the body begins behind this head, and its length; (0, 0): ``data`` is another."""
-        before, after = self._before, self._after
-        if not data.startswith(before):
-            return 0, 0
-        # Digit by digit: in compiled code a tenth of what find, isdigit and int take.
-        at, end, length = len(before), min(len(data), len(before) + _LENGTH_DIGITS_MAX), 0
-        while at < end and _ZERO <= data[at] <= _NINE:
-            length = 10 * length + data[at] - _ZERO
-            at += 1
-        body = at + len(after)
-        if at == len(before) or data[at:body] != after:
-            return 0, 0
-        return body, length
-
-    def again(self, length: int) -> Request:
-        """The request with this head and a body of this length, which is still to come."""
-        known = self._request
-        request = Request(known.peer)
-        request.method = known.method
-        request.path = known.path
-        request.headers = {**known.headers, b"content-length": str(length).encode()}
-        return request
-
-
-def known_head(data: bytes, request: Request) -> KnownHead | None:
-    """What to know the request's head by, with which ``data`` begins; None: it isn't plain enough.
-
-    Plain is one of HTTP/1.1 with a length, that asks for nothing but an answer.
-    """
-    headers = request.headers
-    if request.http10 or request.upload is not None or b"content-length" not in headers:
-        return None
-    if b"expect" in headers or b"upgrade" in headers or not _is_kept_alive(headers):
-        return None
-    head = data[: data.find(_HEAD_END) + len(_HEAD_END)]
-    # Not so behind empty lines, which the parser passes over.
-    if not head.startswith(request.method) or len(head) + _LENGTH_DIGITS_MAX > HEAD_BYTES_MAX:
-        return None
-    line = head.lower().find(_LENGTH_LINE)
-    start = line + len(_LENGTH_LINE)
-    length = headers[b"content-length"]
-    end = start + len(length)
-    if line < 0 or head[start:end] != length or not head.startswith(b"\r\n", end):
-        return None
-    return KnownHead(request, head[:start], head[end:])
-
-
-class PlainHead:
-    """The head of an answer, read: ``size`` bytes, and ``length`` of a body behind them."""
-
-    __slots__ = ("headers", "length", "size")
-
-    def __init__(self, headers: dict[bytes, bytes], size: int, length: int) -> None:
-        self.headers = headers
-        self.size = size
-        self.length = length
-
-
-def read_plain_head(data: bytes) -> PlainHead | None:
-    """The head with which an answer begins, if it is a plain one; else it is the parser's.
-
-    Plain is a whole head of HTTP/1.1 with status 200 and one length, after which the connection is
-    kept, in lines that nobody could read another way. O(bytes). As text, since compiled code calls
-    the methods of str directly, those of bytes by their names.
-    """
-    if not data.startswith(_PLAIN_STATUS):
-        return None
-    text = data[:_PLAIN_HEAD_BYTES_MAX].decode("latin-1")
-    end = text.find("\r\n\r\n")
-    if end < 0:
-        return None
-    lines = text[:end].splitlines()
-    seen = len(lines[0])
-    headers: dict[bytes, bytes] = {}
-    for line in lines[1:]:
-        seen += 2 + len(line)
-        colon = line.find(":")
-        spelling = line[:colon]
-        name = _ANSWER_SPELLINGS.get(spelling)
-        if name is None:
-            name = _ANSWER_SPELLINGS.get(spelling.lower(), b"")
-            if colon < 1 or len(spelling.split()) != 1 or spelling != spelling.strip():
-                return None
-        if name:
-            if name in headers or line[colon + 1 : colon + 2] != " " or "\0" in line:
-                return None
-            headers[name] = line[colon + 2 :].rstrip(" \t").encode("latin-1")
-    if seen != end:  # one ended with something else than CRLF
-        return None
-    length = _number(headers.get(b"content-length", b""))
-    if length < 0 or b"transfer-encoding" in headers or not _is_kept_alive(headers):
-        return None
-    return PlainHead(headers, end + len(_HEAD_END), length)
-
-
-def _number(digits: bytes) -> int:
-    """What they say, or -1 where they aren't digits, or too many: a tenth of what ``int`` takes."""
-    if not digits or len(digits) > _LENGTH_DIGITS_MAX:
-        return -1
-    number = 0
-    for digit in digits:
-        if not _ZERO <= digit <= _NINE:
-            return -1
-        number = 10 * number + digit - _ZERO
-    return number
-
-
-def _is_kept_alive(headers: dict[bytes, bytes]) -> bool:
-    """Whether HTTP/1.1 keeps the connection, and by nothing but the usual word (RFC 9112, 9.3)."""
-    given = headers.get(b"connection")
-    return given is None or given.lower() == b"keep-alive"
 
 
 def _path(method: bytes, target: bytes) -> bytes:
