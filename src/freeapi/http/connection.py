@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
@@ -47,17 +47,17 @@ if TYPE_CHECKING:
 
 #: Fed to the parser at once while a head is being read. Bounds both what a head can grow to and
 #: how many pipelined requests are parsed ahead (about 600 of the shortest).
-_SLICE_BYTES = wire.HEAD_BYTES_MAX
+_SLICE_BYTES: Final = wire.HEAD_BYTES_MAX
 #: The same for the body of an upload: what one read of its reader's may be longer by.
-_UPLOAD_SLICE_BYTES = 65_536
+_UPLOAD_SLICE_BYTES: Final = 65_536
 #: Bytes of further requests kept while one is being answered; then reading stops.
-_AHEAD_BYTES_MAX = 65_536
+_AHEAD_BYTES_MAX: Final = 65_536
 #: An id has 16 digits: this, and random bits on top.
-_ID_FIRST = 1_000_000_000_000_000
-_ID_BITS = 52
+_ID_FIRST: Final = 1_000_000_000_000_000
+_ID_BITS: Final = 52
 #: How long a refused caller's bytes are read and thrown away, so that it sees the answer and not a
 #: reset (RFC 9112 section 9.6; nginx's lingering_timeout is 5 s too).
-_LINGER_S = 5.0
+_LINGER_S: Final = 5.0
 
 
 class Connection(asyncio.Protocol):

@@ -10,9 +10,9 @@ Cost: O(connections) per interval, about 0.5 ms a second for 10,000; nothing per
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
-NEVER_S = float("inf")
+NEVER_S: Final = float("inf")
 
 
 class Expiring(Protocol):

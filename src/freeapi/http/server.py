@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from freeapi.errors import FreeApiError, ShuttingDown
 from freeapi.http import wire
@@ -76,7 +76,7 @@ class Server:
         self._deadlines = deadlines
         self._connections: set[Connection] = set()
         self._per_address: dict[str, int] = {}
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._listeners: list[Any] = []
         self._emptied: asyncio.Event = asyncio.Event()
         self.expire()
         deadlines.add(self)
@@ -96,7 +96,8 @@ class Server:
 
         Raises OSError if an address can't be had.
         """
-        listener = await self.loop.create_server(
+        # Any: uvloop's isn't quite what asyncio says that it is, which compiled code minds.
+        listener: Any = await self.loop.create_server(
             lambda: Connection(self),
             host,
             port,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import httptools
 
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from freeapi.http.pool import UpstreamPool
 
 #: More than any API sends (OpenAI: about 30 headers, 2 KiB); bounds an endless head.
-HEAD_BYTES_MAX = 65_536
+HEAD_BYTES_MAX: Final = 65_536
 #: Without a word from the upstream. Below the 75 s of nginx, the 60 s of AWS's balancers are met by
 #: the one resend that a stale connection gets.
-IDLE_S = 55.0
-_KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=(\d{1,6})")
+IDLE_S: Final = 55.0
+_KEEP_ALIVE_TIMEOUT: Final = re.compile(rb"timeout=(\d{1,6})")
 
 
 class Sink(Protocol):

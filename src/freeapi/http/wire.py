@@ -13,7 +13,7 @@ from __future__ import annotations
 import http
 import ipaddress
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from freeapi.errors import (
     BadHttp,
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from freeapi.http.upload import Upload
 
 #: Request line and headers together; 16 KiB is Node's default, nginx takes 4 x 8 KiB.
-HEAD_BYTES_MAX = 16_384
+HEAD_BYTES_MAX: Final = 16_384
 #: The SDKs send about 20 headers, browsers behind a CDN about 40.
-HEADERS_MAX = 64
+HEADERS_MAX: Final = 64
 #: Longer targets can't be a route of ours; RFC 9112 section 3 recommends taking 8,000 octets.
-TARGET_BYTES_MAX = 8_192
+TARGET_BYTES_MAX: Final = 8_192
 assert TARGET_BYTES_MAX < HEAD_BYTES_MAX
 
-STATUS_LINES = {
+STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
     for status in http.HTTPStatus
 }
 #: A write is a system call: a shorter body is copied behind its head, to leave with it in one.
-COPIED_BYTES_MAX = 65_536
-LAST_CHUNK = b"0\r\n\r\n"
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+COPIED_BYTES_MAX: Final = 65_536
+LAST_CHUNK: Final = b"0\r\n\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 #: Names of headers as clients write them, to the one object that is looked up by: no
 #: copy, and its hash is known.
-LOWER_CASE = {
+LOWER_CASE: Final = {
     spelling: name.encode()
     for name in (
         *("accept", "accept-encoding", "accept-language", "authorization", "connection"),
@@ -59,15 +59,15 @@ LOWER_CASE = {
 }
 
 #: Headers that must not appear twice, since their lines can't be joined to one meaning.
-_SINGLE = frozenset(
+_SINGLE: Final = frozenset(
     (b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding", b"expect")
 )
 #: More of a length would be past any limit of bytes.
-LENGTH_DIGITS_MAX = 18
+LENGTH_DIGITS_MAX: Final = 18
 #: Headers about changing the protocol; ``expect`` was met when they were read, but for an upload.
-_OFFERING = frozenset((b"connection", b"upgrade", b"expect"))
+_OFFERING: Final = frozenset((b"connection", b"upgrade", b"expect"))
 #: reg-name, IPv4 or bracketed IPv6, and a port (RFC 3986 section 3.2.2, without userinfo).
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 
 
 class Peer:
