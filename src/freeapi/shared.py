@@ -294,7 +294,14 @@ class SharedScheduler:
             return await self._alone.grant(visitor, prepared)
         except (BudgetExhausted, BudgetBusy) as broke:
             return await self._without_share(visitor, prepared, broke)
-        return await self._with_key(visitor, prepared, admission)
+        try:
+            key = self._for_keys.grant_now(visitor, prepared)
+        except BaseException:
+            admission.cancel()
+            raise
+        if key is None:
+            return await self._with_key(visitor, prepared, admission)
+        return SharedGrant(prepared, admission, key)
 
     def _is_free(self, prepared: Prepared) -> bool:
         for name in prepared.model.upstreams:  # noqa: SIM110 - all() makes a generator
@@ -326,15 +333,13 @@ class SharedScheduler:
     async def _with_key(
         self, visitor: Visitor, prepared: Prepared, admission: SharedAdmission
     ) -> SharedGrant:
-        """It was let in: now a key."""
+        """It was let in: now a key, at once or when there is one."""
         try:
-            grant = self._for_keys.grant_now(visitor, prepared)
-            if grant is None:
-                grant = await self._for_keys.grant(visitor, prepared)
+            key = await self._for_keys.grant(visitor, prepared)
         except BaseException:
             admission.cancel()
             raise
-        return SharedGrant(prepared, admission, grant)
+        return SharedGrant(prepared, admission, key)
 
 
 class _Admitted:

@@ -96,7 +96,7 @@ async def test_cost_is_corrected_at_the_end(server: ValkeyServer, gateways: Limi
     for caller, ticket in callers.items():
         gateways.now_s += 10
         assert (await asked(shared, slow(100, caller), ticket, 999)).kind == 0
-        SharedAdmission(shared, ticket).settle(1, 0, 5 if caller == b"waster" else None)
+        SharedAdmission(shared._batches, ticket).settle(1, 0, 5 if caller == b"waster" else None)
         await settled(shared)
     gateways.now_s += 10
     assert (await asked(shared, slow(100, b"saver"), 101, 999)).kind == 2

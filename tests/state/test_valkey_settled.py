@@ -22,10 +22,10 @@ async def test_end_that_is_repeated_counts_once(server: ValkeyServer, gateways: 
     first, _ = [await shared.admit(ask(limits=limits)) for _ in range(2)]
     first.settle(1, 1)
     first.cancel()
-    (end,) = shared._batch.items
-    shared.end(end)
+    (end,) = shared._batches._batch.items
+    shared._batches.end(end)
     await settled(shared)
-    shared.end(end)
+    shared._batches.end(end)
     await shared.admit(ask(limits=limits))
     assert isinstance(await refusal(shared, ask(limits=limits)), errors.ConcurrencyExceeded)
 
@@ -73,12 +73,12 @@ async def test_question_of_an_earlier_connection_is_not_granted(
 ) -> None:
     """Once a gateway has connected anew, what it had sent before is refused, however late."""
     shared = await gateways.start(server)
-    epoch = shared._epoch
+    epoch = shared._batches.epoch
     await shared._join()
     late = waiting(ask(), 100)
     late.future = asyncio.get_running_loop().create_future()
-    shared._epoch = epoch
-    shared._put(late)
+    shared._batches.epoch = epoch
+    shared._batches.ask(late)
     await late.future
     assert late.answer == [UNKNOWN_NODE]
 
@@ -136,4 +136,4 @@ async def test_store_that_lost_everything_is_joined_again(
     await shared._store.command(b"FLUSHALL")
     await beat(shared)
     await shared.close()
-    assert shared._epoch > 0
+    assert shared._batches.epoch > 0

@@ -12,44 +12,38 @@ What this is not: no arithmetic (``lua/meter.lua``), no caps over all callers' m
 Plan: this gateway has a random name, and each connection of it a number (epoch); the store hears
 only the latest one. Each granted request is a ticket in the store under that name. A gateway that
 hasn't been heard for ``ALIVE_S`` is dead: another one's beat settles its tickets as used in full.
-What one turn of the event loop asks and ends is a batch: one call of one function, which takes them
-in their order.
 
 Invariants: a refusal has taken nothing. A grant is settled exactly once, though it be sent twice;
-what isn't confirmed is sent again over the next connection, before anything else. It is kept in
-memory until then: no more than the requests that were in flight when the store went, since without
-it none begins.
+what isn't confirmed is sent again over the next connection, before anything else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from freeapi.policy.fairness import WAITING_MAX, WAITING_PER_CALLER_MAX
 from freeapi.policy.limits import CallerLimits
 from freeapi.policy.meter import Meter
 from freeapi.state.valkey import (
     NAMESPACE,
-    Call,
     Script,
     Store,
     StoreRefused,
     StoreUnavailable,
     unavailable,
 )
+from freeapi.state.valkey_batches import Batches
 from freeapi.state.valkey_questions import (
     GRANTED,
     UNKNOWN_NODE,
     WAITING,
     Ask,
-    Item,
     Question,
     Verdict,
     cancelled,
@@ -65,15 +59,11 @@ ALIVE_S: Final = 10.0
 POLL_MAX_S: Final = 0.4
 POLL_MIN_S: Final = 0.005
 LINE_TTL_S: Final = 1.5
-#: A batch holds the server for as long as its items take it, some 20 us each.
-BATCH_MAX: Final = 100
 #: Callers whose numbers are remembered for the headers of answers that ask nothing.
 _SEEN_MAX: Final = 10_000
 _SECRET_BYTES: Final = 32
 #: A day's secret is there for requests that run over midnight, and for nobody later.
 _SECRET_TTL_S: Final = 93_600
-_ENCODER: Final = msgspec.msgpack.Encoder()
-_ANSWERS: Final = msgspec.msgpack.Decoder(list[list[float]])
 
 assert POLL_MAX_S < LINE_TTL_S / 2, "one late question must not cost the place in the line"
 assert BEAT_S < ALIVE_S / 4
@@ -91,11 +81,11 @@ class Report(NamedTuple):
 class SharedAdmission:
     """A request that was let in: settled or cancelled once; any further call does nothing."""
 
-    __slots__ = ("_limits", "_ticket", "is_open", "queued_s")
+    __slots__ = ("_batches", "_ticket", "is_open", "queued_s")
 
-    def __init__(self, limits: SharedLimits, ticket: int, queued_s: float = 0.0) -> None:
+    def __init__(self, batches: Batches, ticket: int, queued_s: float = 0.0) -> None:
         """``queued_s``: how long it stood in line."""
-        self._limits = limits
+        self._batches = batches
         self._ticket = ticket
         self.queued_s = queued_s
         self.is_open = True
@@ -107,13 +97,13 @@ class SharedAdmission:
         """
         if self.is_open:
             self.is_open = False
-            self._limits.end(settled(self._ticket, tokens, cost_nanousd, cost))
+            self._batches.end(settled(self._ticket, tokens, cost_nanousd, cost))
 
     def cancel(self) -> None:
         """It was never sent: give all of it back."""
         if self.is_open:
             self.is_open = False
-            self._limits.end(cancelled(self._ticket))
+            self._batches.end(cancelled(self._ticket))
 
 
 class _FutureQuestion(Question):
@@ -128,24 +118,6 @@ class _FutureQuestion(Question):
     def told(self) -> None:
         if self.future is not None and not self.future.done():
             self.future.set_result(None)
-
-
-class _Batch(Call):
-    """What is asked and ended in one turn of the event loop, in its order."""
-
-    __slots__ = ("_limits", "items", "questions")
-
-    def __init__(self, limits: SharedLimits) -> None:
-        super().__init__()
-        self._limits = limits
-        self.items: list[Item] = []
-        self.questions: deque[Question] = deque()
-
-    def answered(self, answer: object) -> None:
-        self._limits.decided(self, answer)
-
-    def failed(self, error: Exception) -> None:
-        self._limits.undecided(self, error)
 
 
 class SharedLimits:
@@ -171,14 +143,9 @@ class SharedLimits:
         self._store_time = store_time
         self._loop = asyncio.get_running_loop()
         self._node = secrets.token_hex(8)
-        self._epoch = 0
+        self._batches = Batches(store, namespace, self._node, self._now)
         self._tickets = 0
         self._news_seen = 0
-        self._batch = _Batch(self)
-        #: Ends that were in a batch when a connection broke.
-        self._kept: list[Item] = []
-        #: How many ends the store hasn't confirmed yet.
-        self.unconfirmed = 0
         self._joining: asyncio.Task[None] | None = None
         self._beat_timer: asyncio.TimerHandle | None = None
         self._seen: OrderedDict[bytes, Meter] = OrderedDict()
@@ -187,14 +154,18 @@ class SharedLimits:
         self._meters: dict[str, Meter] = {}
         #: Requests that stand in line here.
         self.waiting = 0
-        self._decide = store.know("meter", "lane", "tickets", "admit", "decide")
         self._renew = store.know("meter", "lane", "tickets", "beat")
         self._enter = store.know("meter", "join")
         self._tell = store.know("meter", "publish")
         store.on_up.append(self._join)
 
     def __repr__(self) -> str:
-        return f"<SharedLimits epoch={self._epoch} unconfirmed={self.unconfirmed}>"
+        return f"<SharedLimits epoch={self._batches.epoch} unconfirmed={self.unconfirmed}>"
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many ends the store hasn't confirmed yet."""
+        return self._batches.unconfirmed
 
     def begin(self) -> None:
         """Start to be heard, the store being up."""
@@ -220,7 +191,7 @@ class SharedLimits:
         question.ticket = self._tickets
         question.ttl_s = LINE_TTL_S if queue_s else 0.0
         question.begun_s = self._loop.time()
-        self._put(question)
+        self._batches.ask(question)
 
     def granted(self, question: Question) -> SharedAdmission | None:
         """What the answer grants; None: nothing, or nothing yet (``pursue``).
@@ -238,7 +209,7 @@ class SharedLimits:
         if answer[0] != GRANTED:
             return None
         queued_s = now_s - question.begun_s if question.asked else 0.0
-        return SharedAdmission(self, question.ticket, queued_s)
+        return SharedAdmission(self._batches, question.ticket, queued_s)
 
     async def pursue(self, first: Question, queue_s: float) -> SharedAdmission:
         """Go on asking for what wasn't granted at once, while there is hope within ``queue_s``.
@@ -288,10 +259,9 @@ class SharedLimits:
         """What all gateways have used of a model's limits, as of the last beat."""
         return self._meters.get(model) or Meter()
 
-    def end(self, item: Item) -> None:
-        """Tell the store, now or when it is back, until it has confirmed."""
-        self.unconfirmed += 1
-        self._add(item)
+    def flush(self) -> None:
+        """Send now what was asked and ended in this turn."""
+        self._batches.flush()
 
     async def _wait(self, question: _FutureQuestion, deadline_s: float) -> None:
         """Ask again until it is its turn, or there is no hope in time: then as it stands."""
@@ -319,13 +289,13 @@ class SharedLimits:
         if not self._store.is_up:
             raise unavailable()
         question.future = self._loop.create_future()
-        self._put(question)
+        self._batches.ask(question)
         await question.future
         if question.error is not None:
             raise _as_raised(question.error)
 
     def _withdraw(self, question: Question) -> None:
-        self.end(question.withdrawal())
+        self._batches.end(question.withdrawal())
 
     def _remember(self, caller: bytes, answer: list[float], now_s: float) -> None:
         meter = Meter(answer[1] + now_s, answer[2] + now_s)
@@ -335,60 +305,6 @@ class SharedLimits:
         elif len(seen) >= _SEEN_MAX:
             seen.popitem(last=False)
         seen[caller] = meter
-
-    # --- Batches ---
-
-    def flush(self) -> None:
-        """Send now what else would be sent at the end of this turn."""
-        batch = self._batch
-        if not batch.items:
-            return
-        self._batch = _Batch(self)
-        now = self._now()
-        of_all = (now, self._node, self._epoch, WAITING_MAX, WAITING_PER_CALLER_MAX, batch.items)
-        self._store.run(self._decide, self._namespace, _ENCODER.encode(of_all), batch)
-
-    def decided(self, batch: _Batch, packed: object) -> None:
-        """The store has taken all of it, and answers each question."""
-        self.unconfirmed -= len(batch.items) - len(batch.questions)
-        if not batch.questions:
-            return
-        assert isinstance(packed, bytes)
-        answers: list[list[float]] = _ANSWERS.decode(packed)
-        for question, answer in zip(batch.questions, answers, strict=True):
-            question.answer = answer
-        self._tell_all(batch.questions)
-
-    def undecided(self, batch: _Batch, error: Exception) -> None:
-        """Nobody knows what became of it; ends that a connection has lost are kept."""
-        ends = [item for item in batch.items if item[0]]
-        if isinstance(error, StoreUnavailable):
-            self._kept += ends
-        else:
-            self.unconfirmed -= len(ends)
-        for question in batch.questions:
-            question.error = error
-        self._tell_all(batch.questions)
-
-    def _put(self, question: Question) -> None:
-        self._batch.questions.append(question)
-        self._add(question.item())
-
-    def _add(self, item: Item) -> None:
-        items = self._batch.items
-        if not items:
-            self._loop.call_soon(self.flush)
-        items.append(item)
-        if len(items) == BATCH_MAX:
-            self.flush()
-
-    def _tell_all(self, questions: deque[Question]) -> None:
-        try:
-            while questions:
-                questions.popleft().told()
-        finally:
-            if questions:  # a bug in what follows one answer must not keep the others waiting
-                self._loop.call_soon(self._tell_all, questions)
 
     # --- Being one of several ---
 
@@ -416,12 +332,9 @@ class SharedLimits:
         """Over a new connection: be known, then repeat what wasn't confirmed."""
         argument = {"node": self._node, "alive_s": ALIVE_S, "now": self._now()}
         packed = msgspec.msgpack.encode(argument)
-        self._epoch = await self._store.call_early(self._enter, self._namespace, packed)
+        self._batches.epoch = await self._store.call_early(self._enter, self._namespace, packed)
         self._news_seen = 0  # the store may have lost its state, and counts its news anew
-        kept, self._kept = self._kept, []
-        for end in kept:
-            self._add(end)
-        self.flush()
+        self._batches.repeat()
 
     async def _join_again(self) -> None:
         """Once for all who find that they aren't known."""
@@ -441,7 +354,7 @@ class SharedLimits:
             return
         beat = {
             "node": self._node,
-            "epoch": self._epoch,
+            "epoch": self._batches.epoch,
             "alive_s": ALIVE_S,
             "seen": self._news_seen,
             "models": self.models,

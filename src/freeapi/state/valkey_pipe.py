@@ -81,11 +81,11 @@ class ValkeyPipe(asyncio.Protocol):
         """Send at the end of this turn of the loop."""
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._add(parts, call)
+        self._add(libvalkey.pack_command(tuple(parts)), call)
 
-    def send_now(self, parts: Iterable[bytes], call: Call) -> None:
-        """Send at once, after what was to be sent at the end of this turn."""
-        self._add(parts, call)
+    def write(self, command: bytes, call: Call) -> None:
+        """Send what is packed already at once, after what was to be sent at this turn's end."""
+        self._add(command, call)
         self._flush()
 
     def data_received(self, data: bytes) -> None:
@@ -125,8 +125,8 @@ class ValkeyPipe(asyncio.Protocol):
             if calls:  # a bug in what follows one failure must not keep the others waiting
                 self._loop.call_soon(self._fail, calls)
 
-    def _add(self, parts: Iterable[bytes], call: Call) -> None:
-        self._out.append(libvalkey.pack_command(tuple(parts)))
+    def _add(self, command: bytes, call: Call) -> None:
+        self._out.append(command)
         call.born = self._looks
         self._calls.append(call)
 
