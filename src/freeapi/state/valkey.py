@@ -44,7 +44,7 @@ LOOKS: Final = 4
 _WAIT_S: Final = 2.0
 #: All keys of the store begin with it; the braces put them into one slot of a cluster.
 NAMESPACE: Final = b"{freeapi}"
-#: A call of a function over one key, as it goes over the wire: a sixth of packing it part by part.
+#: A call of a function over one key, as it goes over the wire: half of packing it part by part.
 #: Source: https://valkey.io/topics/protocol
 _EVALSHA: Final = b"*5\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 _FOLDER: Final = Path(__file__).parent / "lua"
@@ -152,7 +152,7 @@ class Dialer(Protocol):
 class Store:
     """The connection, kept open. For one event loop.
 
-    A call costs 5 us of processor time at 64 in flight and 24 us alone, without the server's side.
+    A call costs 5 us of processor time at 64 in flight and 14 us alone, without the server's side.
     """
 
     def __init__(

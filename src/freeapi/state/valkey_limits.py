@@ -298,13 +298,15 @@ class SharedLimits:
         self._batches.end(question.withdrawal())
 
     def _remember(self, caller: bytes, answer: list[float], now_s: float) -> None:
-        meter = Meter(answer[1] + now_s, answer[2] + now_s)
         seen = self._seen
-        if caller in seen:
+        meter = seen.get(caller)
+        if meter is None:
+            if len(seen) >= _SEEN_MAX:
+                seen.popitem(last=False)
+            meter = seen[caller] = Meter()
+        else:
             seen.move_to_end(caller)
-        elif len(seen) >= _SEEN_MAX:
-            seen.popitem(last=False)
-        seen[caller] = meter
+        meter.requests_due_s, meter.tokens_due_s = answer[1] + now_s, answer[2] + now_s
 
     # --- Being one of several ---
 

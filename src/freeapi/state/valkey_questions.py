@@ -1,8 +1,8 @@
 """What is asked of the shared store for a request, and what its answers mean.
 
-``Ask`` is a request's needs. A ``Question`` is one under way: its ``item`` is read by
-``lua/admit.lua``, as the one of ``end`` is by ``lua/decide.lua``. ``Verdict`` is the answer, and
-``refusal`` puts it into the errors that one process alone would raise.
+``Ask`` is a request's needs. A ``Question`` is one under way, whose ``item`` ``lua/admit.lua``
+reads; what ``settled`` and ``cancelled`` say at its end is read by ``lua/decide.lua``. ``Verdict``
+is the answer, and ``refusal`` puts it into the errors that one process alone would raise.
 
 What this is not: nothing here waits or reads a clock.
 """
