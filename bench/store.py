@@ -1,8 +1,8 @@
 """What the shared store costs: a gateway's processor time, and decisions a second of one Valkey.
 
 A decision is ``SharedLimits.admit`` with its settlement, over a caller's and a model's limits and
-the caller's share: two calls. Issue 7 lets Valkey mode cost 1.6 times memory mode, which leaves
-about 150 µs for both together.
+the caller's share. Issue 7 lets Valkey mode cost 1.6 times memory mode at 64 at once. What one turn
+of the loop brings is one call, so the more come at once the less each of them costs.
 
 usage: python -m bench.store
 """

@@ -20,9 +20,9 @@ from freeapi.policy.limits import CallerLimits
 from freeapi.policy.meter import Rates
 from freeapi.state.valkey import Store
 from freeapi.state.valkey_leases import LEASE_TIMEOUT_S, LeaseStore, Order
-from freeapi.state.valkey_limits import Report, SharedLimits
+from freeapi.state.valkey_limits import LINE_TTL_S, Report, SharedLimits, _FutureQuestion
 from freeapi.state.valkey_purse import SharedPurse
-from freeapi.state.valkey_questions import Ask, Verdict, question_of
+from freeapi.state.valkey_questions import Ask, Verdict
 from tests.valkey_server import ValkeyServer
 
 #: Short, since tests wait for it; a paused server answers never.
@@ -152,11 +152,18 @@ async def idle(purse: SharedPurse) -> None:
         await asyncio.wait([purse._writing])
 
 
-async def asked(shared: SharedLimits, request: Ask, ticket: str, ttl_s: float = 1.5) -> Verdict:
+def waiting(request: Ask, ticket: int, ttl_s: float = LINE_TTL_S) -> _FutureQuestion:
+    """A question that has been asked before."""
+    question = _FutureQuestion(request)
+    question.ticket, question.ttl_s, question.asked = ticket, ttl_s, 1
+    return question
+
+
+async def asked(shared: SharedLimits, request: Ask, ticket: int, ttl_s: float = 1.5) -> Verdict:
     """One question of a waiter, without the waiting."""
-    question = question_of(request, ticket, ttl_s)
-    question.asked = 1
-    return await shared._ask(request, question)
+    question = waiting(request, ticket, ttl_s)
+    await shared._ask(question)
+    return Verdict(*question.answer)
 
 
 def slow(cost: int = 10, caller: bytes = b"caller01") -> Ask:

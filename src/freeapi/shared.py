@@ -24,6 +24,7 @@ from typing import Final
 
 from freeapi.errors import BudgetBusy, BudgetExhausted, UpstreamRefused
 from freeapi.gate import Gate, Visitor, tokens_of
+from freeapi.http.outcome import Outcome
 from freeapi.journal import Journal
 from freeapi.policy.fairness import token_cost
 from freeapi.policy.keys import Key, KeyPool, Lease
@@ -37,6 +38,7 @@ from freeapi.state.valkey import Store, StoreError, StoreUnavailable
 from freeapi.state.valkey_checks import check_server
 from freeapi.state.valkey_leases import LEASE_TIMEOUT_S, Leases, LeaseStore
 from freeapi.state.valkey_limits import Report, SharedAdmission, SharedLimits
+from freeapi.state.valkey_questions import Ask, Question
 
 _DAY_S: Final = 86_400
 #: Tomorrow's secret is asked for so long before midnight, and looked for as often.
@@ -104,6 +106,7 @@ class Shared:
         for task in (self._fetching, *self._telling):
             if task is not None:
                 task.cancel()
+        self.limits.flush()
         with contextlib.suppress(StoreUnavailable):
             await self._store.command(b"PING")  # answered after the last settlements
         await self.limits.close()
@@ -208,6 +211,19 @@ class SharedGrant:
         self._admission.cancel()
 
 
+class _Question(Question):
+    """One whose request goes on in the call that brings the answer; see ``http.outcome``."""
+
+    __slots__ = ("outcome",)
+
+    def __init__(self, ask: Ask) -> None:
+        super().__init__(ask)
+        self.outcome = Outcome()
+
+    def told(self) -> None:
+        self.outcome.resolve(None)
+
+
 class SharedScheduler:
     """Grants in an order that is fair over all gateways."""
 
@@ -260,20 +276,38 @@ class SharedScheduler:
 
         Raises what ``Scheduler.grant`` does, the caller's share included, and StoreUnavailable.
         """
-        is_free = all(name in self._free for name in prepared.model.upstreams)
+        is_free = self._is_free(prepared)
         amount_nanousd = 0
         if not is_free and self._share_nanousd is not None and is_priced(prepared):
             amount_nanousd = bound_nanousd(prepared)
         ask = self._gate.ask(visitor, prepared, amount_nanousd, self._share_nanousd)
+        question = _Question(ask)
         try:
-            admission = await self._limits.admit(ask, self._queue_s)
+            self._limits.ask(question, self._queue_s)
+            await question.outcome
+            admission = self._limits.granted(question)
+            if admission is None:
+                admission = await self._limits.pursue(question, self._queue_s)
         except StoreUnavailable:
             if not is_free:
                 raise
             return await self._alone.grant(visitor, prepared)
         except (BudgetExhausted, BudgetBusy) as broke:
             return await self._without_share(visitor, prepared, broke)
-        return await self._with_key(visitor, prepared, admission)
+        try:
+            key = self._for_keys.grant_now(visitor, prepared)
+        except BaseException:
+            admission.cancel()
+            raise
+        if key is None:
+            return await self._with_key(visitor, prepared, admission)
+        return SharedGrant(prepared, admission, key)
+
+    def _is_free(self, prepared: Prepared) -> bool:
+        for name in prepared.model.upstreams:  # noqa: SIM110 - all() makes a generator
+            if name not in self._free:
+                return False
+        return True
 
     async def _without_share(
         self, visitor: Visitor, prepared: Prepared, broke: BudgetExhausted | BudgetBusy
@@ -299,13 +333,13 @@ class SharedScheduler:
     async def _with_key(
         self, visitor: Visitor, prepared: Prepared, admission: SharedAdmission
     ) -> SharedGrant:
-        """It was let in: now a key."""
+        """It was let in: now a key, at once or when there is one."""
         try:
-            grant = await self._for_keys.grant(visitor, prepared)
+            key = await self._for_keys.grant(visitor, prepared)
         except BaseException:
             admission.cancel()
             raise
-        return SharedGrant(prepared, admission, grant)
+        return SharedGrant(prepared, admission, key)
 
 
 class _Admitted:

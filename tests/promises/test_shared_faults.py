@@ -126,6 +126,26 @@ async def test_places_of_a_killed_gateway_are_free_again(
                 await asyncio.sleep(0.1)
 
 
+async def test_caller_who_goes_while_the_store_is_asked_holds_no_place(
+    upstream: ScriptedUpstream, server: ValkeyServer, tmp_path: Path
+) -> None:
+    """What was let in for a caller who has gone by then is given back."""
+    settings = {"FREEAPI_CALLER_CONCURRENCY": "1"}
+    upstream.plays(says("Hi"))
+    with replicas(tmp_path, upstream.port, server, settings=settings) as trio:
+        server.pause()
+        async with caller(trio[0].port) as gone:
+            await gone.send(chat())
+            await asyncio.sleep(0.1)  # so that it has been read, and is being asked for
+            gone.reset()
+        await asyncio.sleep(0.1)
+        server.resume()
+        async with asyncio.timeout(PATIENCE_S):
+            while (answer := await ask(trio[1].port, chat())).status != 200:
+                assert answer.status in (429, 503)
+                await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize("fault", ["killed", "stopped"])
 async def test_money_waits_for_the_store(
     upstream: ScriptedUpstream, server: ValkeyServer, tmp_path: Path, fault: str

@@ -10,8 +10,7 @@ from freeapi.errors import CapacityExceeded
 from freeapi.policy.limits import CallerLimits
 from freeapi.policy.meter import Rates
 from freeapi.state.valkey_limits import SharedAdmission
-from freeapi.state.valkey_questions import question_of
-from tests.sharers import Limiters, ask, asked, refusal, settled, slow
+from tests.sharers import Limiters, ask, asked, refusal, settled, slow, waiting
 from tests.valkey_server import ValkeyServer
 
 
@@ -22,22 +21,22 @@ async def test_least_served_caller_is_next_over_all_gateways(
     here, there = await gateways.start(server), await gateways.start(server)
     await here.admit(slow())  # the model is short from now on
     for number in range(3):
-        assert (await asked(here, slow(caller=b"greedy"), f"g{number}", 99)).kind == 2
-    assert (await asked(there, slow(caller=b"modest"), "m0", 99)).kind == 2
+        assert (await asked(here, slow(caller=b"greedy"), 100 + number, 99)).kind == 2
+    assert (await asked(there, slow(caller=b"modest"), 200, 99)).kind == 2
     served = []
     for _ in range(4):
         gateways.now_s += 10
         for shared, caller, ticket in (
-            (here, b"greedy", "g0"),
-            (here, b"greedy", "g1"),
-            (here, b"greedy", "g2"),
-            (there, b"modest", "m0"),
+            (here, b"greedy", 100),
+            (here, b"greedy", 101),
+            (here, b"greedy", 102),
+            (there, b"modest", 200),
         ):
             if ticket in served:
                 continue
             if (await asked(shared, slow(caller=caller), ticket, 99)).kind == 0:
                 served.append(ticket)
-    assert served == ["g0", "m0", "g1", "g2"]
+    assert served == [100, 200, 101, 102]
 
 
 async def test_newcomer_does_not_pass_those_who_wait(
@@ -50,12 +49,12 @@ async def test_newcomer_does_not_pass_those_who_wait(
         await shared.admit(ask(rates=rates, tokens=1))
     old = ask(b"old", rates=rates, tokens=1)
     new = ask(b"new", rates=rates, tokens=1)
-    assert (await asked(shared, old, "old", 99)).kind == 2
+    assert (await asked(shared, old, 101, 99)).kind == 2
     gateways.now_s += 5
-    assert (await asked(shared, new, "new", 99)).kind == 2
+    assert (await asked(shared, new, 102, 99)).kind == 2
     gateways.now_s += 5
-    assert (await asked(shared, new, "new", 99)).kind == 0
-    assert (await asked(shared, old, "old", 99)).kind == 0
+    assert (await asked(shared, new, 102, 99)).kind == 0
+    assert (await asked(shared, old, 101, 99)).kind == 0
 
 
 async def test_large_request_is_not_overtaken(server: ValkeyServer, gateways: Limiters) -> None:
@@ -65,12 +64,12 @@ async def test_large_request_is_not_overtaken(server: ValkeyServer, gateways: Li
     await shared.admit(ask(rates=rates, tokens=600))
     large = ask(b"large", rates=rates, tokens=500, cost=1)
     small = ask(b"small", rates=rates, tokens=10, cost=1)
-    assert (await asked(shared, large, "l", 99)).kind == 2
+    assert (await asked(shared, large, 101, 99)).kind == 2
     for _ in range(4):
         gateways.now_s += 10
-        assert (await asked(shared, small, "s", 99)).kind == 2
+        assert (await asked(shared, small, 102, 99)).kind == 2
     gateways.now_s += 10
-    assert (await asked(shared, large, "l", 99)).kind == 0
+    assert (await asked(shared, large, 101, 99)).kind == 0
 
 
 async def test_waiter_that_dies_does_not_stall_the_rest(
@@ -80,28 +79,28 @@ async def test_waiter_that_dies_does_not_stall_the_rest(
     dead, alive = await gateways.start(server), await gateways.start(server)
     await dead.admit(slow())
     for number in range(8):
-        assert (await asked(dead, slow(caller=b"dead"), f"d{number}")).kind == 2
-    assert (await asked(alive, slow(caller=b"live"), "a", 99)).kind == 2
+        assert (await asked(dead, slow(caller=b"dead"), 100 + number)).kind == 2
+    assert (await asked(alive, slow(caller=b"live"), 101, 99)).kind == 2
     gateways.now_s += 10.1
-    assert (await asked(alive, slow(caller=b"live"), "a", 99)).kind == 0
+    assert (await asked(alive, slow(caller=b"live"), 101, 99)).kind == 0
 
 
 async def test_cost_is_corrected_at_the_end(server: ValkeyServer, gateways: Limiters) -> None:
     """Who used less than it reserved is before who used it all; unknown costs stay as reserved."""
     shared = await gateways.start(server)
     await shared.admit(slow())
-    for caller in (b"saver", b"waster"):
+    callers = {b"saver": 100, b"waster": 200}
+    for caller, ticket in callers.items():
         for number in range(2):
-            assert (await asked(shared, slow(100, caller), f"{caller!r}{number}", 999)).kind == 2
-    for caller in (b"saver", b"waster"):
+            assert (await asked(shared, slow(100, caller), ticket + number, 999)).kind == 2
+    for caller, ticket in callers.items():
         gateways.now_s += 10
-        ticket = f"{caller!r}0"
         assert (await asked(shared, slow(100, caller), ticket, 999)).kind == 0
-        SharedAdmission(shared, ticket).settle(1, 0, 5 if caller == b"waster" else None)
+        SharedAdmission(shared._batches, ticket).settle(1, 0, 5 if caller == b"waster" else None)
         await settled(shared)
     gateways.now_s += 10
-    assert (await asked(shared, slow(100, b"saver"), f"{b'saver'!r}1", 999)).kind == 2
-    assert (await asked(shared, slow(100, b"waster"), f"{b'waster'!r}1", 999)).kind == 0
+    assert (await asked(shared, slow(100, b"saver"), 101, 999)).kind == 2
+    assert (await asked(shared, slow(100, b"waster"), 201, 999)).kind == 0
 
 
 async def test_line_is_bounded_per_caller_and_in_all(
@@ -111,15 +110,15 @@ async def test_line_is_bounded_per_caller_and_in_all(
     shared = await gateways.start(server)
     await shared.admit(slow())
     for number in range(8):
-        assert (await asked(shared, slow(caller=b"first"), f"f{number}", 99)).kind == 2
-    assert (await asked(shared, slow(caller=b"first"), "f8", 99)).kind == 3
+        assert (await asked(shared, slow(caller=b"first"), 100 + number, 99)).kind == 2
+    assert (await asked(shared, slow(caller=b"first"), 108, 99)).kind == 3
     full = await refusal(shared, slow(caller=b"first"), 100.0)
     assert isinstance(full, CapacityExceeded)
     for n in range(992):
-        assert (await asked(shared, slow(caller=b"c%d" % n), f"c{n}", 99)).kind == 2
-    assert (await asked(shared, slow(caller=b"late"), "late", 99)).kind == 3
-    shared._withdraw(question_of(slow(caller=b"c0"), "c0", 99))
-    assert (await asked(shared, slow(caller=b"late"), "late", 99)).kind == 2
+        assert (await asked(shared, slow(caller=b"c%d" % n), 1_000 + n, 99)).kind == 2
+    assert (await asked(shared, slow(caller=b"late"), 2_000, 99)).kind == 3
+    shared._withdraw(waiting(slow(caller=b"c0"), 1_000))
+    assert (await asked(shared, slow(caller=b"late"), 2_000, 99)).kind == 2
 
 
 async def test_waits_for_its_turn_and_gets_it(server: ValkeyServer, gateways: Limiters) -> None:
@@ -172,8 +171,8 @@ async def test_who_is_over_its_own_limit_leaves_the_line(
     await shared.admit(slow())
     limits = CallerLimits(rpm=None, tpm=None, rpd=1, concurrency=None)
     waiting = ask(b"w", limits=limits, rates=Rates(6, None), tokens=1)
-    assert (await asked(shared, waiting, "w", 99)).kind == 2
+    assert (await asked(shared, waiting, 101, 99)).kind == 2
     await shared.admit(ask(b"w", limits=limits, model="other"))
-    assert (await asked(shared, waiting, "w", 99)).kind == 1
+    assert (await asked(shared, waiting, 101, 99)).kind == 1
     gateways.now_s += 10
     await shared.admit(slow(caller=b"other"))

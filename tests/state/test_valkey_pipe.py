@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from freeapi.state.valkey import Script, Store, StoreError, StoreRefused, StoreUnavailable
+from freeapi.state.valkey import Call, Script, Store, StoreError, StoreRefused, StoreUnavailable
 from freeapi.state.valkey_pipe import ValkeyPipe
 from tests.sharers import Heard, answers, started
 from tests.valkey_server import ValkeyServer, serving
@@ -39,6 +39,47 @@ async def test_calls_of_one_turn_leave_in_one_write(
     monkeypatch.setattr(ValkeyPipe, "_flush", counted)
     await answers([store.command(b"PING") for _ in range(64)])
     assert flushes == 1
+    await store.close()
+
+
+class Broken(Call):
+    """Whoever waits for it has a bug."""
+
+    def failed(self, error: Exception) -> None:
+        raise RuntimeError("a bug")
+
+
+async def test_a_bug_behind_one_failure_keeps_no_other_waiting(bad_server: ValkeyServer) -> None:
+    """When the connection is lost each call is told, whatever another one's caller makes of it."""
+    store = await started(bad_server, Heard())
+    bugs: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: bugs.append(context["exception"]))
+    bad_server.pause()
+    script = store.know("meter", "join")
+    before = store.command(b"PING")
+    store.run(script, b"n", b"", Broken())
+    store.run(script, b"n", b"", Broken())
+    after = store.command(b"PING")
+    bad_server.kill()
+    errors = await answers([before, after])
+    assert [type(error) for error in errors] == [StoreUnavailable, StoreUnavailable]
+    assert len(bugs) == 2
+    await store.close()
+
+
+async def test_what_is_packed_already_keeps_its_place(server: ValkeyServer) -> None:
+    """It leaves at once, but after what was to leave at the end of the turn."""
+    store = await started(server, Heard())
+    script = Script(b"return redis.call('APPEND', KEYS[1], ARGV[1])", b"4" * 40)
+    for _ in range(2):
+        first = store.command(b"APPEND", b"order", b"1")
+        store.run(script, b"order", b"2", Call())
+        last = store.command(b"APPEND", b"order", b"3")
+        await answers([first, last])
+        # A server that doesn't know a function gets it after all that was sent with it.
+        script = Script(script.source, await store.command(b"SCRIPT", b"LOAD", script.source))
+    assert await store.command(b"GETDEL", b"order") == b"132" + b"123"
     await store.close()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
 from freeapi import errors
@@ -14,9 +13,11 @@ from freeapi.state.valkey_questions import (
     REFUSED,
     WAITING,
     Ask,
+    Question,
     Verdict,
-    question_of,
+    cancelled,
     refusal,
+    settled,
 )
 from tests.sharers import FREE
 
@@ -30,19 +31,34 @@ def ask(limits: CallerLimits = LIMITS, rates: Rates = Rates(60, 6_000)) -> Ask: 
     return Ask(b"\x01\x02", limits, "m", rates, 100, 500, 60, 100)
 
 
-def test_question_is_an_array_in_the_order_that_the_script_reads() -> None:
+def test_question_is_read_by_place() -> None:
     """``admit.lua`` takes its arguments by place; no limit is 0, no share is -1."""
-    packed = msgspec.msgpack.encode(question_of(ask(), "n:1", 1.5))
-    assert msgspec.msgpack.decode(packed) == [
-        *[False, "", 0, "n:1", "0102", "m"],
-        *[6, 600, 10, 2, 60, 6_000],
-        *[100, 500, 60, 100, 1.5, 0, 1_000, 8],
-    ]
-    free = Ask(b"", FREE, "m", Rates(None, None), 1, 0)
-    question = question_of(free, "n:1", 0)
-    assert (question.rpm, question.tpm, question.rpd, question.concurrency) == (0, 0, 0, 0)
-    assert (question.mrpm, question.mtpm, question.share) == (0, 0, -1)
-    assert question.cost == 1, "who costs nothing would be before all others for good"
+    question = Question(ask())
+    question.ticket, question.ttl_s, question.asked = 7, 1.5, 2
+    assert question.item() == (
+        *(False, 7, "0102", "m"),
+        *(6, 600, 10, 2, 60, 6_000),
+        *(100, 500, 60, 100, 1.5, 2),
+    )
+    free = Question(Ask(b"", FREE, "m", Rates(None, None), 1, 0)).item()
+    assert free[4:10] == (0, 0, 0, 0, 0, 0)
+    assert free[11] == 1, "who costs nothing would be before all others for good"
+    assert free[12:14] == (0, -1)
+
+
+def test_end_is_read_by_place() -> None:
+    """``decide.lua`` does so, too; what nobody knows is false, as it may be nothing else there."""
+    assert settled(7, 0, 5, None) == (True, 7, False, 0, 5, False)
+    assert cancelled(7) == (True, 7, True, False, False, False)
+
+
+def test_withdrawal_leaves_the_line_only_where_it_may_stand_there() -> None:
+    """The line is looked up for nobody who wouldn't have waited."""
+    question = Question(ask())
+    question.ticket = 7
+    assert question.withdrawal() == cancelled(7)
+    question.ttl_s = 1.5
+    assert question.withdrawal() == (*cancelled(7), "m", "0102")
 
 
 @pytest.mark.parametrize(

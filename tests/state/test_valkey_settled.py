@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
 import pytest
 
 from freeapi import errors
 from freeapi.policy.limits import CallerLimits
 from freeapi.state.valkey import StoreUnavailable
 from freeapi.state.valkey_limits import ALIVE_S
-from freeapi.state.valkey_questions import UNKNOWN_NODE, question_of
-from tests.sharers import Limiters, ask, beat, refusal, settled, up_again
+from freeapi.state.valkey_questions import UNKNOWN_NODE
+from tests.sharers import Limiters, ask, beat, refusal, settled, up_again, waiting
 from tests.valkey_server import ValkeyServer
 
 
@@ -23,10 +22,10 @@ async def test_end_that_is_repeated_counts_once(server: ValkeyServer, gateways: 
     first, _ = [await shared.admit(ask(limits=limits)) for _ in range(2)]
     first.settle(1, 1)
     first.cancel()
-    argument = shared._ends[first._ticket]
-    shared._send_end(first._ticket, argument)
+    (end,) = shared._batches._batch.items
+    shared._batches.end(end)
     await settled(shared)
-    shared._send_end(first._ticket, argument)
+    shared._batches.end(end)
     await shared.admit(ask(limits=limits))
     assert isinstance(await refusal(shared, ask(limits=limits)), errors.ConcurrencyExceeded)
 
@@ -74,11 +73,14 @@ async def test_question_of_an_earlier_connection_is_not_granted(
 ) -> None:
     """Once a gateway has connected anew, what it had sent before is refused, however late."""
     shared = await gateways.start(server)
-    question = question_of(ask(), "late", 0)
-    question.node, question.epoch, question.now = shared._node, shared._epoch, gateways.now_s
+    epoch = shared._batches.epoch
     await shared._join()
-    answer = await shared._call(shared._admit, msgspec.msgpack.encode(question))
-    assert msgspec.msgpack.decode(answer) == [UNKNOWN_NODE]
+    late = waiting(ask(), 100)
+    late.future = asyncio.get_running_loop().create_future()
+    shared._batches.epoch = epoch
+    shared._batches.ask(late)
+    await late.future
+    assert late.answer == [UNKNOWN_NODE]
 
 
 async def test_caller_who_goes_while_it_asks_takes_nothing(
@@ -134,4 +136,4 @@ async def test_store_that_lost_everything_is_joined_again(
     await shared._store.command(b"FLUSHALL")
     await beat(shared)
     await shared.close()
-    assert shared._epoch > 0
+    assert shared._batches.epoch > 0

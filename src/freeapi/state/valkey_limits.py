@@ -1,9 +1,10 @@
 """``policy.limits`` for several gateways: the decision is made inside the shared store.
 
-``SharedLimits.admit`` asks for all that a request needs of its caller, its model and its caller's
-share of the money, in one round trip; where only the model is short it stays in a line that all
-gateways share (``lua/lane.lua``) until it is its turn. What it gives is settled or cancelled once.
-Besides, what gateways tell each other: keys' health, and the day's secret for callers' tags.
+``SharedLimits.ask`` asks for all that a request needs of its caller, its model and its caller's
+share of the money, in one round trip; where only the model is short ``pursue`` stands for it in a
+line that all gateways share (``lua/lane.lua``) until it is its turn. What was granted is settled or
+cancelled once. ``admit`` is both for who may wait for a future. Besides, what gateways tell each
+other: keys' health, and the day's secret for callers' tags.
 
 What this is not: no arithmetic (``lua/meter.lua``), no caps over all callers' money
 (``valkey_purse``), and no keys of upstreams: they are known by an opaque identity.
@@ -13,9 +14,7 @@ only the latest one. Each granted request is a ticket in the store under that na
 hasn't been heard for ``ALIVE_S`` is dead: another one's beat settles its tickets as used in full.
 
 Invariants: a refusal has taken nothing. A grant is settled exactly once, though it be sent twice;
-what isn't confirmed is sent again over the next connection, before anything else. It is kept in
-memory until then: no more than the requests that were in flight when the store went, since without
-it none begins.
+what isn't confirmed is sent again over the next connection, before anything else.
 """
 
 from __future__ import annotations
@@ -31,17 +30,25 @@ import msgspec
 
 from freeapi.policy.limits import CallerLimits
 from freeapi.policy.meter import Meter
-from freeapi.state.valkey import NAMESPACE, Script, Store, StoreUnavailable
+from freeapi.state.valkey import (
+    NAMESPACE,
+    Script,
+    Store,
+    StoreRefused,
+    StoreUnavailable,
+    unavailable,
+)
+from freeapi.state.valkey_batches import Batches
 from freeapi.state.valkey_questions import (
     GRANTED,
     UNKNOWN_NODE,
     WAITING,
     Ask,
-    End,
     Question,
     Verdict,
-    question_of,
+    cancelled,
     refusal,
+    settled,
 )
 
 #: How often a gateway is heard, and hears of keys: news within a second (issue 7).
@@ -57,8 +64,6 @@ _SEEN_MAX: Final = 10_000
 _SECRET_BYTES: Final = 32
 #: A day's secret is there for requests that run over midnight, and for nobody later.
 _SECRET_TTL_S: Final = 93_600
-#: What to wait where the store is away.
-_AWAY_S: Final = 2.0
 
 assert POLL_MAX_S < LINE_TTL_S / 2, "one late question must not cost the place in the line"
 assert BEAT_S < ALIVE_S / 4
@@ -76,11 +81,11 @@ class Report(NamedTuple):
 class SharedAdmission:
     """A request that was let in: settled or cancelled once; any further call does nothing."""
 
-    __slots__ = ("_limits", "_ticket", "is_open", "queued_s")
+    __slots__ = ("_batches", "_ticket", "is_open", "queued_s")
 
-    def __init__(self, limits: SharedLimits, ticket: str, queued_s: float = 0.0) -> None:
+    def __init__(self, batches: Batches, ticket: int, queued_s: float = 0.0) -> None:
         """``queued_s``: how long it stood in line."""
-        self._limits = limits
+        self._batches = batches
         self._ticket = ticket
         self.queued_s = queued_s
         self.is_open = True
@@ -92,19 +97,31 @@ class SharedAdmission:
         """
         if self.is_open:
             self.is_open = False
-            end = End(tokens=_or_false(tokens), nanousd=_or_false(cost_nanousd))
-            end.cost = _or_false(cost)
-            self._limits.end(self._ticket, end)
+            self._batches.end(settled(self._ticket, tokens, cost_nanousd, cost))
 
     def cancel(self) -> None:
         """It was never sent: give all of it back."""
         if self.is_open:
             self.is_open = False
-            self._limits.end(self._ticket, End(is_cancelled=True))
+            self._batches.end(cancelled(self._ticket))
+
+
+class _FutureQuestion(Question):
+    """One that somebody awaits."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, ask: Ask) -> None:
+        super().__init__(ask)
+        self.future: asyncio.Future[None] | None = None
+
+    def told(self) -> None:
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
 
 
 class SharedLimits:
-    """The decision, in the store. A grant with its settlement is two calls: see ``Store``."""
+    """The decision, in the store."""
 
     def __init__(
         self,
@@ -126,10 +143,9 @@ class SharedLimits:
         self._store_time = store_time
         self._loop = asyncio.get_running_loop()
         self._node = secrets.token_hex(8)
-        self._epoch = 0
+        self._batches = Batches(store, namespace, self._node, self._now)
         self._tickets = 0
         self._news_seen = 0
-        self._ends: dict[str, bytes] = {}
         self._joining: asyncio.Task[None] | None = None
         self._beat_timer: asyncio.TimerHandle | None = None
         self._seen: OrderedDict[bytes, Meter] = OrderedDict()
@@ -138,20 +154,18 @@ class SharedLimits:
         self._meters: dict[str, Meter] = {}
         #: Requests that stand in line here.
         self.waiting = 0
-        self._admit = store.know("meter", "lane", "tickets", "admit")
-        self._settle = store.know("meter", "lane", "tickets", "settle")
         self._renew = store.know("meter", "lane", "tickets", "beat")
         self._enter = store.know("meter", "join")
         self._tell = store.know("meter", "publish")
         store.on_up.append(self._join)
 
     def __repr__(self) -> str:
-        return f"<SharedLimits epoch={self._epoch} unconfirmed={len(self._ends)}>"
+        return f"<SharedLimits epoch={self._batches.epoch} unconfirmed={self.unconfirmed}>"
 
     @property
     def unconfirmed(self) -> int:
         """How many ends the store hasn't confirmed yet."""
-        return len(self._ends)
+        return self._batches.unconfirmed
 
     def begin(self) -> None:
         """Start to be heard, the store being up."""
@@ -167,33 +181,75 @@ class SharedLimits:
 
     # --- The decision ---
 
-    async def admit(self, ask: Ask, queue_s: float = 0.0) -> SharedAdmission:
-        """Take what the request needs, at once or in its turn within ``queue_s``.
-
-        Raises RateLimitExceeded, ConcurrencyExceeded, BudgetExhausted, BudgetBusy (its caller's
-        own), CapacityExceeded (the model's), StoreUnavailable. Then nothing is taken. One round
-        trip; where it waits, one more for each ``POLL_MAX_S`` at least.
+    def ask(self, question: Question, queue_s: float) -> None:
+        """Ask for the first time, at the end of this turn; ``question.told`` is called once, then
+        ``granted`` says what came of it. Raises StoreUnavailable: nothing is asked.
         """
-        if not self._store.is_up:  # nothing is asked, so there is nothing to take back later
-            raise StoreUnavailable(retry_after_s=_AWAY_S)
+        if not self._store.is_up:  # so there is nothing to take back later
+            raise unavailable()
         self._tickets += 1
-        question = question_of(ask, f"{self._node}:{self._tickets}", LINE_TTL_S if queue_s else 0)
-        begun_s = self._loop.time()
-        deadline_s = begun_s + queue_s
+        question.ticket = self._tickets
+        question.ttl_s = LINE_TTL_S if queue_s else 0.0
+        question.begun_s = self._loop.time()
+        self._batches.ask(question)
+
+    def granted(self, question: Question) -> SharedAdmission | None:
+        """What the answer grants; None: nothing, or nothing yet (``pursue``).
+
+        Raises StoreUnavailable: nobody knows, so whatever it was given is taken back.
+        """
+        if question.error is not None:
+            self._withdraw(question)
+            raise _as_raised(question.error)
+        answer = question.answer
+        if answer[0] == UNKNOWN_NODE:
+            return None
+        now_s = self._loop.time()
+        self._remember(question.ask.caller, answer, now_s)
+        if answer[0] != GRANTED:
+            return None
+        queued_s = now_s - question.begun_s if question.asked else 0.0
+        return SharedAdmission(self._batches, question.ticket, queued_s)
+
+    async def pursue(self, first: Question, queue_s: float) -> SharedAdmission:
+        """Go on asking for what wasn't granted at once, while there is hope within ``queue_s``.
+
+        Raises as ``admit``. One round trip for each ``POLL_MAX_S`` at least.
+        """
+        question = _FutureQuestion(first.ask)
+        question.again(first)
         try:
-            verdict = await self._ask(ask, question)
-            if verdict.kind == WAITING:
-                verdict = await self._wait(ask, question, verdict, deadline_s)
+            if question.answer[0] == UNKNOWN_NODE:
+                await self._join_again()
+                await self._ask(question)
+            if question.answer[0] == WAITING:
+                await self._wait(question, question.begun_s + queue_s)
         except BaseException:
             # Nobody knows what became of the last question: take back whatever it was given.
             self._withdraw(question)
             raise
-        if verdict.kind == GRANTED:
-            queued_s = self._loop.time() - begun_s if question.asked else 0.0
-            return SharedAdmission(self, question.ticket, queued_s)
-        if verdict.kind == WAITING:
+        admission = self.granted(question)
+        if admission is not None:
+            return admission
+        if question.answer[0] == WAITING:
             self._withdraw(question)
-        raise refusal(ask, verdict, self._clock())
+        raise refusal(question.ask, Verdict(*question.answer), self._clock())
+
+    async def admit(self, ask: Ask, queue_s: float = 0.0) -> SharedAdmission:
+        """Take what the request needs, at once or in its turn within ``queue_s``.
+
+        Raises RateLimitExceeded, ConcurrencyExceeded, BudgetExhausted, BudgetBusy (its caller's
+        own), CapacityExceeded (the model's), StoreUnavailable. Then nothing is taken.
+        """
+        question = _FutureQuestion(ask)
+        question.future = self._loop.create_future()
+        self.ask(question, queue_s)
+        try:
+            await question.future
+        except asyncio.CancelledError:
+            self._withdraw(question)
+            raise
+        return self.granted(question) or await self.pursue(question, queue_s)
 
     def headers(self, caller: bytes, limits: CallerLimits) -> bytes:
         """The caller's ``x-ratelimit-*`` lines as of its last question here; asks nothing."""
@@ -203,59 +259,54 @@ class SharedLimits:
         """What all gateways have used of a model's limits, as of the last beat."""
         return self._meters.get(model) or Meter()
 
-    def end(self, ticket: str, end: End) -> None:
-        """Tell the store, now or when it is back, until it has confirmed."""
-        end.node, end.ticket, end.now = self._node, ticket, self._now()
-        self._ends[ticket] = argument = msgspec.msgpack.encode(end)
-        self._send_end(ticket, argument)
+    def flush(self) -> None:
+        """Send now what was asked and ended in this turn."""
+        self._batches.flush()
 
-    async def _wait(
-        self, ask: Ask, question: Question, verdict: Verdict, deadline_s: float
-    ) -> Verdict:
+    async def _wait(self, question: _FutureQuestion, deadline_s: float) -> None:
         """Ask again until it is its turn, or there is no hope in time: then as it stands."""
         self.waiting += 1
         try:
-            while verdict.kind == WAITING:
-                if self._loop.time() + max(verdict.hint_s, POLL_MIN_S) >= deadline_s:
+            while question.answer[0] == WAITING:
+                hint_s = max(Verdict(*question.answer).hint_s, POLL_MIN_S)
+                if self._loop.time() + hint_s >= deadline_s:
                     break
-                await asyncio.sleep(min(max(verdict.hint_s, POLL_MIN_S), POLL_MAX_S))
+                await asyncio.sleep(min(hint_s, POLL_MAX_S))
                 question.asked += 1
-                verdict = await self._ask(ask, question)
+                await self._ask(question)
         finally:
             self.waiting -= 1
-        return verdict
 
-    async def _ask(self, ask: Ask, question: Question) -> Verdict:
-        verdict = await self._ask_once(question)
-        if verdict.kind == UNKNOWN_NODE:  # others took us for dead, or the store lost its state
+    async def _ask(self, question: _FutureQuestion) -> None:
+        await self._ask_once(question)
+        if question.answer[0] == UNKNOWN_NODE:  # taken for dead, or the store lost its state
             await self._join_again()
-            verdict = await self._ask_once(question)
-            if verdict.kind == UNKNOWN_NODE:
+            await self._ask_once(question)
+            if question.answer[0] == UNKNOWN_NODE:
                 raise StoreUnavailable(retry_after_s=1.0)
-        self._remember(ask.caller, verdict)
-        return verdict
 
-    async def _ask_once(self, question: Question) -> Verdict:
-        question.node, question.epoch, question.now = self._node, self._epoch, self._now()
-        argument = msgspec.msgpack.encode(question)
-        return Verdict(
-            *msgspec.msgpack.decode(await self._call(self._admit, argument), type=list[Any])
-        )
+    async def _ask_once(self, question: _FutureQuestion) -> None:
+        if not self._store.is_up:
+            raise unavailable()
+        question.future = self._loop.create_future()
+        self._batches.ask(question)
+        await question.future
+        if question.error is not None:
+            raise _as_raised(question.error)
 
     def _withdraw(self, question: Question) -> None:
-        end = End(is_cancelled=True, is_leaving=question.ttl_s > 0)
-        end.model, end.caller = question.model, question.caller
-        self.end(question.ticket, end)
+        self._batches.end(question.withdrawal())
 
-    def _remember(self, caller: bytes, verdict: Verdict) -> None:
-        now_s = self._loop.time()
-        due_s = verdict.requests_due_s + now_s, verdict.tokens_due_s + now_s
+    def _remember(self, caller: bytes, answer: list[float], now_s: float) -> None:
         seen = self._seen
-        if caller in seen:
+        meter = seen.get(caller)
+        if meter is None:
+            if len(seen) >= _SEEN_MAX:
+                seen.popitem(last=False)
+            meter = seen[caller] = Meter()
+        else:
             seen.move_to_end(caller)
-        elif len(seen) >= _SEEN_MAX:
-            seen.popitem(last=False)
-        seen[caller] = Meter(*due_s)
+        meter.requests_due_s, meter.tokens_due_s = answer[1] + now_s, answer[2] + now_s
 
     # --- Being one of several ---
 
@@ -283,10 +334,9 @@ class SharedLimits:
         """Over a new connection: be known, then repeat what wasn't confirmed."""
         argument = {"node": self._node, "alive_s": ALIVE_S, "now": self._now()}
         packed = msgspec.msgpack.encode(argument)
-        self._epoch = await self._store.call_early(self._enter, self._namespace, packed)
+        self._batches.epoch = await self._store.call_early(self._enter, self._namespace, packed)
         self._news_seen = 0  # the store may have lost its state, and counts its news anew
-        for ticket, end in list(self._ends.items()):
-            self._send_end(ticket, end)
+        self._batches.repeat()
 
     async def _join_again(self) -> None:
         """Once for all who find that they aren't known."""
@@ -300,21 +350,13 @@ class SharedLimits:
         if not joining.cancelled():
             joining.exception()  # whoever waits asks again, and meets it there
 
-    def _send_end(self, ticket: str, argument: bytes) -> None:
-        sent = self._store.call_early(self._settle, self._namespace, argument)
-        sent.add_done_callback(partial(self._ended, ticket))
-
-    def _ended(self, ticket: str, sent: asyncio.Future[Any]) -> None:
-        if not isinstance(sent.exception(), StoreUnavailable):
-            self._ends.pop(ticket, None)
-
     def _beat(self) -> None:
         self._beat_timer = self._loop.call_later(BEAT_S, self._beat)
         if not self._store.is_up:
             return
         beat = {
             "node": self._node,
-            "epoch": self._epoch,
+            "epoch": self._batches.epoch,
             "alive_s": ALIVE_S,
             "seen": self._news_seen,
             "models": self.models,
@@ -348,5 +390,6 @@ class SharedLimits:
         return False if self._store_time is None else self._store_time()
 
 
-def _or_false(number: int | None) -> int | bool:
-    return False if number is None else number
+def _as_raised(error: Exception) -> Exception:
+    """For one of those that it is told to: each has a traceback of its own."""
+    return unavailable() if isinstance(error, StoreUnavailable) else StoreRefused(str(error))

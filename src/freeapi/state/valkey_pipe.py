@@ -5,7 +5,7 @@
 What this is not: it doesn't connect again, and it knows no script and no key. Connecting itself
 (TLS, password, database, Unix sockets, the URL's options) is valkey-py's. Its way of making calls
 isn't used: it takes 123 us of processor time a call, 69 us at 64 calls at once; with the protocol
-below it is 24 us and 5 us.
+below it is 14 us and 5 us.
 
 Nothing imports this module at its top, as the libraries take 0.1 s: ``valkey`` loads it.
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import libvalkey
 from valkey.asyncio.connection import AbstractConnection, ConnectionPool
@@ -27,7 +27,7 @@ from valkey.exceptions import ValkeyError
 from freeapi.state.valkey import (
     CONNECT_TIMEOUT_S,
     LOOKS,
-    Again,
+    Call,
     StoreError,
     StoreRefused,
     unavailable,
@@ -60,25 +60,6 @@ class ValkeyDialer:
         return ValkeyPipe(connection, lost)
 
 
-class _Call:
-    """A call that waits for its answer."""
-
-    __slots__ = ("born", "future", "script")
-
-    def __init__(
-        self,
-        future: asyncio.Future[Any],
-        born: int,
-        script: Again | None,
-    ) -> None:
-        self.future = future
-        #: The pipe's count of looks when it was made: looks rather than seconds, so that answers
-        #: which are here count, though this process was busy with something else.
-        self.born = born
-        #: What to send again, whole, to a server that has forgotten the script.
-        self.script = script
-
-
 class ValkeyPipe(asyncio.Protocol):
     """As ``valkey.Pipe``. A call costs 5 us at 64 in flight, without the server's side."""
 
@@ -87,7 +68,7 @@ class ValkeyPipe(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._lost = lost
         self._reader = libvalkey.Reader()
-        self._calls: deque[_Call] = deque()
+        self._calls: deque[Call] = deque()
         self._out: list[bytes] = []
         self._looks = 0
         # The library has no name for it: the price of its handshake with our pipeline.
@@ -96,26 +77,22 @@ class ValkeyPipe(asyncio.Protocol):
         self._transport.set_protocol(self)
         self.is_open = True
 
-    def send(self, parts: Iterable[bytes], script: Again | None = None) -> asyncio.Future[Any]:
-        """Send at the end of this turn of the loop; the future is the answer's.
-
-        It fails with StoreUnavailable or StoreRefused.
-        """
+    def send(self, parts: Iterable[bytes], call: Call) -> None:
+        """Send at the end of this turn of the loop."""
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(libvalkey.pack_command(tuple(parts)))
-        call = _Call(self._loop.create_future(), self._looks, script)
-        self._calls.append(call)
-        return call.future
+        self._add(libvalkey.pack_command(tuple(parts)), call)
+
+    def write(self, command: bytes, call: Call) -> None:
+        """Send what is packed already at once, after what was to be sent at this turn's end."""
+        self._add(command, call)
+        self._flush()
 
     def data_received(self, data: bytes) -> None:
         """Hand out the answers that have come whole."""
         self._reader.feed(data)
-        try:
-            while (answer := self._reader.gets()) is not False:
-                self._answered(self._calls.popleft(), answer)
-        except (libvalkey.ProtocolError, IndexError):
-            self.close("garbage")
+        while (answer := self._next()) is not False:
+            self._answered(self._calls.popleft(), answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         """The server, or the way to it, is gone."""
@@ -138,34 +115,54 @@ class ValkeyPipe(asyncio.Protocol):
         self._connection._writer = self._connection._reader = None
         calls, self._calls = self._calls, deque()
         self._lost(why)
-        for call in calls:
-            if not call.future.done():
-                call.future.set_exception(unavailable())
-                call.future.exception()  # seen, also where nobody waits for it
+        self._fail(calls)
+
+    def _fail(self, calls: deque[Call]) -> None:
+        try:
+            while calls:
+                calls.popleft().failed(unavailable())
+        finally:
+            if calls:  # a bug in what follows one failure must not keep the others waiting
+                self._loop.call_soon(self._fail, calls)
+
+    def _add(self, command: bytes, call: Call) -> None:
+        self._out.append(command)
+        call.born = self._looks
+        self._calls.append(call)
 
     def _flush(self) -> None:
         if self._out:
             self._transport.write(b"".join(self._out))
             self._out.clear()
 
-    def _answered(self, call: _Call, answer: object) -> None:
+    def _next(self) -> object:
+        """The next whole answer; False: there is none, or none that belongs to a call."""
+        try:
+            answer: object = self._reader.gets()
+        except libvalkey.ProtocolError:
+            self.close("garbage")
+            return False
+        if answer is not False and not self._calls:
+            self.close("garbage")
+            return False
+        return answer
+
+    def _answered(self, call: Call, answer: object) -> None:
         if isinstance(answer, libvalkey.ReplyError):
             self._refused(call, answer)
-        elif not call.future.done():
-            call.future.set_result(answer)
+        else:
+            call.answered(answer)
 
-    def _refused(self, call: _Call, error: Exception) -> None:
+    def _refused(self, call: Call, error: Exception) -> None:
         word = str(error).partition(" ")[0]
-        if word == "NOSCRIPT" and call.script is not None:
-            script, tail = call.script
-            again = self.send((b"EVAL", script.source, *tail))
-            again.add_done_callback(lambda done: _pass_on(done, call.future))
+        if word == "NOSCRIPT" and call.again is not None:
+            script, tail = call.again
+            call.again = None
+            self.send((b"EVAL", script.source, *tail), call)
             return
-        if not call.future.done():
-            is_away = word in _AWAY
-            call.future.set_exception(unavailable() if is_away else StoreRefused(str(error)))
-            call.future.exception()
-        if word in _AWAY:
+        is_away = word in _AWAY
+        call.failed(unavailable() if is_away else StoreRefused(str(error)))
+        if is_away:
             self.close(word.lower())
 
 
@@ -182,14 +179,3 @@ def _pool(url: str) -> ConnectionPool:
         return ConnectionPool.from_url(url, socket_connect_timeout=CONNECT_TIMEOUT_S)
     except (ValueError, TypeError) as error:
         raise StoreError("FREEAPI_STATE isn't a URL that valkey-py can read") from error
-
-
-def _pass_on(done: asyncio.Future[Any], future: asyncio.Future[Any]) -> None:
-    if future.done():
-        return
-    error = done.exception()
-    if error is None:
-        future.set_result(done.result())
-    else:
-        future.set_exception(error)
-        future.exception()

@@ -79,6 +79,8 @@ class SharedPurse:
         #: Each account is to be heard of, though no order is due.
         self._is_asking = False
         self._accounts: tuple[Account, ...] = ()
+        #: Those that a request to an upstream is paid from, by its name.
+        self._payers: dict[str, tuple[Account, ...]] = {}
         #: Those, and others of these days: of a cap that is off now, of a clock that was set back.
         self._known: dict[tuple[str, str], Account] = {}
         self._rolls_at_s = 0
@@ -247,13 +249,18 @@ class SharedPurse:
         for account in accounts:
             if account.is_short(amount, now_s) or amount > account.cap:
                 raise account.refusal(amount, self._clock())
-        if any(account.left < amount for account in accounts):
-            return None
+        for account in accounts:
+            if account.left < amount:
+                return None
         return SharedReservation(accounts, amount, self.order_soon)
 
     def _accounts_of(self, upstream: str) -> tuple[Account, ...]:
-        scope = f"upstream:{upstream}"
-        return tuple(one for one in self._accounts if one.scope in (ALL, scope))
+        payers = self._payers.get(upstream)
+        if payers is None:
+            scopes = ALL, f"upstream:{upstream}"
+            payers = tuple([one for one in self._accounts if one.scope in scopes])
+            self._payers[upstream] = payers
+        return payers
 
     def _roll_if_due(self) -> None:
         if self._clock() >= self._rolls_at_s:
@@ -281,6 +288,7 @@ class SharedPurse:
             account.cap_at(cap, slice_max)
             accounts.append(account)
         self._accounts = tuple(accounts)
+        self._payers = {}
 
     def _tell(self, *, has_failed: bool) -> None:
         if has_failed is not self._has_failed:

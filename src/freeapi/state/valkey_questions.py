@@ -1,8 +1,8 @@
 """What is asked of the shared store for a request, and what its answers mean.
 
-``Ask`` is a request's needs, ``Question`` and ``End`` are the arguments of ``lua/admit.lua`` and
-``lua/settle.lua``, ``Verdict`` is the answer, and ``refusal`` puts it into the errors that one
-process alone would raise.
+``Ask`` is a request's needs. A ``Question`` is one under way, whose ``item`` ``lua/admit.lua``
+reads; what ``settled`` and ``cancelled`` say at its end is read by ``lua/decide.lua``. ``Verdict``
+is the answer, and ``refusal`` puts it into the errors that one process alone would raise.
 
 What this is not: nothing here waits or reads a clock.
 """
@@ -12,45 +12,75 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-import msgspec
-
 from freeapi.errors import BudgetBusy, BudgetExhausted, CapacityExceeded, FreeApiError
 from freeapi.policy.budget import NANO
-from freeapi.policy.fairness import RETRY_WAIT_MIN_S, WAITING_MAX, WAITING_PER_CALLER_MAX
+from freeapi.policy.fairness import RETRY_WAIT_MIN_S
 from freeapi.policy.limits import CallerLimits, ModelBucket
 from freeapi.policy.limits import _refusal as limits_refusal
 from freeapi.policy.meter import Flight, Meter, Rates
 
 #: The verdicts, as in ``lua/admit.lua``.
-GRANTED, REFUSED, WAITING, FULL, POOR, UNKNOWN_NODE = range(6)
+GRANTED: Final = 0
+REFUSED: Final = 1
+WAITING: Final = 2
+FULL: Final = 3
+POOR: Final = 4
+UNKNOWN_NODE: Final = 5
 #: As policy.budget: most answers take a few seconds.
 _BUSY_S: Final = 2.0
 _SHARE: Final = "your share of today's"
 
+Item = tuple[object, ...]
+"""Something for the store to decide or to note, by place: by name it would take it twice as long
+to read. Begins with whether it is an end."""
 
-class Ask(NamedTuple):
+
+class Ask:
     """All that a request needs."""
 
-    caller: bytes
-    limits: CallerLimits
-    model: str
-    model_rates: Rates
-    tokens: int
-    #: By ``policy.fairness.token_cost``, at its worst.
-    cost: int
-    #: The worst case of its money; 0 where it is free.
-    amount_nanousd: int = 0
-    #: What its caller may spend in a day; None: any amount.
-    share_nanousd: int | None = None
+    __slots__ = (
+        "amount_nanousd",
+        "caller",
+        "cost",
+        "limits",
+        "model",
+        "model_rates",
+        "share_nanousd",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        caller: bytes,
+        limits: CallerLimits,
+        model: str,
+        model_rates: Rates,
+        tokens: int,
+        cost: int,
+        amount_nanousd: int = 0,
+        share_nanousd: int | None = None,
+    ) -> None:
+        """``cost`` is by ``policy.fairness.token_cost``, at its worst; ``amount_nanousd`` the worst
+        case of its money, 0 where it is free; ``share_nanousd`` what its caller may spend in a day,
+        None: any amount.
+        """
+        self.caller = caller
+        self.limits = limits
+        self.model = model
+        self.model_rates = model_rates
+        self.tokens = tokens
+        self.cost = cost
+        self.amount_nanousd = amount_nanousd
+        self.share_nanousd = share_nanousd
 
 
 class Verdict(NamedTuple):
-    """The store's answer to a question; times are from now."""
+    """The store's answer to a question; times are from now. A grant says no more than two."""
 
-    kind: int
+    kind: float
     requests_due_s: float = 0.0
     tokens_due_s: float = 0.0
-    in_flight: int = 0
+    in_flight: float = 0
     day_wait_s: float = 0.0
     model_requests_due_s: float = 0.0
     model_tokens_due_s: float = 0.0
@@ -59,72 +89,77 @@ class Verdict(NamedTuple):
     held_nanousd: float = 0
 
 
-class Question(msgspec.Struct, array_like=True):
-    """The argument of ``admit.lua``; there 0 stands for no limit, and -1 for no share.
+class Question:
+    """A request that asks, once or, while it stands in line, again and again."""
 
-    An array, as all that the server reads for each request: by name it would take it twice as long.
-    """
+    __slots__ = ("answer", "ask", "asked", "begun_s", "error", "ticket", "ttl_s")
 
-    now: float | bool
-    node: str
-    epoch: int
-    ticket: str
-    caller: str
-    model: str
-    rpm: int
-    tpm: int
-    rpd: int
-    concurrency: int
-    mrpm: int
-    mtpm: int
-    tokens: int
-    cost: int
-    nanousd: int
-    share: int
-    ttl_s: float
-    asked: int = 0
-    waiting_max: int = WAITING_MAX
-    per_caller_max: int = WAITING_PER_CALLER_MAX
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+        #: Its number among those of its gateway.
+        self.ticket = 0
+        #: How long its place in the line lasts; 0 where it doesn't wait.
+        self.ttl_s = 0.0
+        self.begun_s = 0.0
+        #: How often it has asked again.
+        self.asked = 0
+        #: The last answer, as the fields of a Verdict; or why there is none.
+        self.answer: list[float] = []
+        self.error: Exception | None = None
+
+    def told(self) -> None:
+        """``answer`` or ``error`` is there: whoever asked goes on."""
+
+    def again(self, first: Question) -> None:
+        """Go on where another one for the same request is."""
+        self.ticket, self.ttl_s, self.begun_s = first.ticket, first.ttl_s, first.begun_s
+        self.answer = first.answer
+
+    def item(self) -> Item:
+        """For the store; there 0 stands for no limit, and -1 for no share."""
+        ask = self.ask
+        limits, rates, share = ask.limits, ask.model_rates, ask.share_nanousd
+        return (
+            False,
+            self.ticket,
+            ask.caller.hex(),
+            ask.model,
+            limits.rates.rpm or 0,
+            limits.rates.tpm or 0,
+            limits.rpd or 0,
+            limits.concurrency or 0,
+            rates.rpm or 0,
+            rates.tpm or 0,
+            ask.tokens,
+            ask.cost or 1,  # who costs nothing would be before all others for good
+            ask.amount_nanousd,
+            -1 if share is None else share,
+            self.ttl_s,
+            self.asked,
+        )
+
+    def withdrawal(self) -> Item:
+        """For the store, where nobody wants it any more: cancelled, and out of the line."""
+        if self.ttl_s:
+            return (*cancelled(self.ticket), self.ask.model, self.ask.caller.hex())
+        return cancelled(self.ticket)
 
 
-class End(msgspec.Struct, array_like=True):
-    """The argument of ``settle.lua``; False where nobody knows."""
-
-    now: float | bool = False
-    node: str = ""
-    ticket: str = ""
-    is_cancelled: bool = False
-    tokens: int | bool = False
-    nanousd: int | bool = False
-    cost: int | bool = False
-    #: It may stand in line still.
-    is_leaving: bool = False
-    model: str = ""
-    caller: str = ""
-
-
-def question_of(ask: Ask, ticket: str, ttl_s: float) -> Question:
-    """The question; ``ttl_s``: how long its place in the line lasts, 0 where it doesn't wait."""
-    limits, rates = ask.limits, ask.model_rates
-    return Question(
-        node="",
-        epoch=0,
-        ticket=ticket,
-        caller=ask.caller.hex(),
-        model=ask.model,
-        rpm=limits.rates.rpm or 0,
-        tpm=limits.rates.tpm or 0,
-        rpd=limits.rpd or 0,
-        concurrency=limits.concurrency or 0,
-        mrpm=rates.rpm or 0,
-        mtpm=rates.tpm or 0,
-        tokens=ask.tokens,
-        cost=max(ask.cost, 1),
-        nanousd=ask.amount_nanousd,
-        share=-1 if ask.share_nanousd is None else ask.share_nanousd,
-        ttl_s=ttl_s,
-        now=False,
+def settled(ticket: int, tokens: int | None, nanousd: int | None, cost: int | None) -> Item:
+    """For the store: what a granted request has used; None: nobody knows."""
+    return (
+        True,
+        ticket,
+        False,
+        False if tokens is None else tokens,
+        False if nanousd is None else nanousd,
+        False if cost is None else cost,
     )
+
+
+def cancelled(ticket: int) -> Item:
+    """For the store: a request was never sent."""
+    return (True, ticket, True, False, False, False)
 
 
 def refusal(ask: Ask, verdict: Verdict, utc_s: float) -> FreeApiError:
@@ -135,7 +170,7 @@ def refusal(ask: Ask, verdict: Verdict, utc_s: float) -> FreeApiError:
         return CapacityExceeded(retry_after_s=max(verdict.hint_s, RETRY_WAIT_MIN_S))
     meter = Meter(verdict.requests_due_s, verdict.tokens_due_s)
     if verdict.in_flight:
-        meter.flight = Flight(verdict.in_flight, 0, 0, 0.0)
+        meter.flight = Flight(int(verdict.in_flight), 0, 0, 0.0)
     bucket = ModelBucket(ask.model_rates.rpm, ask.model_rates.tpm)
     bucket.meter.requests_due_s = verdict.model_requests_due_s
     bucket.meter.tokens_due_s = verdict.model_tokens_due_s

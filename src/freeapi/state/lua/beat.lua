@@ -11,9 +11,14 @@ if is_known then call('ZADD', alive, now + q.alive_s, q.node) end
 local dead = call('ZRANGEBYSCORE', alive, '-inf', now, 'LIMIT', 0, 1)[1]
 if dead then
   call('HDEL', ns .. ':nodes', dead)
-  local tickets = call('HRANDFIELD', tickets_key(dead), REAPED_MAX)
-  for _, ticket in ipairs(tickets) do finish(dead, ticket, false, false, false, false, now) end
-  if #tickets < REAPED_MAX then call('ZREM', alive, dead) end
+  local held, ended = call('HRANDFIELD', tickets_key(dead), REAPED_MAX, 'WITHVALUES'), {}
+  for i = 1, #held, 2 do
+    finish(held[i + 1], false, false, false, false, now)
+    ended[#ended + 1] = held[i]
+  end
+  keep_changed(now)
+  if #ended > 0 then call('HDEL', tickets_key(dead), unpack(ended)) end
+  if #ended < REAPED_MAX then call('ZREM', alive, dead) end
 end
 
 local news, latest = {}, q.seen

@@ -23,9 +23,19 @@ end
 
 local function keep_account(model, caller, a) call('HSET', lane_key(model), caller, pack(a)) end
 
+-- Models in whose line nobody stands, as far as this call has looked.
+local no_line = {}
+local function has_line(model)
+  if no_line[model] then return false end
+  if call('EXISTS', turn_key(model)) == 1 then return true end
+  no_line[model] = true
+  return false
+end
+
 -- Of equal counters, who has been at this place longest comes first: else newcomers, who start at
 -- the least counter, could pass someone for good.
 local function place(model, caller, a)
+  no_line[model] = nil
   local turn = call('HINCRBY', lane_key(model), '#turn', 1)
   call('ZADD', turn_key(model), a.counter + turn / TURNS, caller)
 end

@@ -21,10 +21,17 @@ local function time(given)
   return t[1] - EPOCH_S + t[2] / 1e6
 end
 
--- Per minute; 0: no limit.
+-- Per minute; 0: no limit. Made once for each pair.
+local made = {}
 local function rates(rpm, tpm)
-  local r = {request_s = 0, token_s = 0, requests_room_s = huge, tokens_room_s = huge,
-             tpm_max = huge}
+  local of_rpm = made[rpm]
+  if not of_rpm then
+    of_rpm = {}
+    made[rpm] = of_rpm
+  end
+  local r = of_rpm[tpm]
+  if r then return r end
+  r = {request_s = 0, token_s = 0, requests_room_s = huge, tokens_room_s = huge, tpm_max = huge}
   if rpm > 0 then
     r.request_s = WINDOW_S / rpm
     r.requests_room_s = (max(rpm / BURST_PARTS, 1) - 1) * r.request_s + SLACK_S
@@ -34,6 +41,7 @@ local function rates(rpm, tpm)
     r.tokens_room_s = WINDOW_S + SLACK_S
     r.tpm_max = tpm
   end
+  of_rpm[tpm] = r
   return r
 end
 

@@ -8,26 +8,47 @@ local DAY, COUNT, SPENT, HELD = 7, 8, 9, 10
 local function caller_key(caller) return ns .. ':caller:' .. caller end
 local function model_key(model) return ns .. ':model:' .. model end
 local function tickets_key(node) return ns .. ':tickets:' .. node end
+-- Tickets are numbered by their gateway; in a line they stand beside those of others.
+local function place_of(node, number) return node .. ':' .. number end
+
+-- What is read stays here for the rest of the call, and what has changed is written at its end:
+-- however many requests a batch brings, each caller and model is read and written once.
+local callers, models, changed_callers, changed_models = {}, {}, {}, {}
 
 local function load_caller(caller, day)
-  local packed = call('GET', caller_key(caller))
-  if not packed then return {0, 0, 0, 0, 0, 0, day, 0, 0, 0} end
-  local c = unpack_(packed)
+  local c = callers[caller]
+  if not c then
+    local packed = call('GET', caller_key(caller))
+    c = packed and unpack_(packed) or {0, 0, 0, 0, 0, 0, day, 0, 0, 0}
+    callers[caller] = c
+  end
   if c[DAY] ~= day then c[DAY], c[COUNT], c[SPENT], c[HELD] = day, 0, 0, 0 end
   return c
 end
 
-local function keep_caller(caller, c, now)
-  local ttl_s = (c[DAY] + 1) * DAY_S - now + GRACE_S
-  call('SET', caller_key(caller), pack(c), 'EX', floor(ttl_s) + 1)
-end
-
 local function load_model(model)
-  local packed = call('GET', model_key(model))
-  return packed and unpack_(packed) or {0, 0, 0, 0, 0, 0}
+  local m = models[model]
+  if not m then
+    local packed = call('GET', model_key(model))
+    m = packed and unpack_(packed) or {0, 0, 0, 0, 0, 0}
+    models[model] = m
+  end
+  return m
 end
 
-local function keep_model(model, m) call('SET', model_key(model), pack(m), 'EX', 2 * DAY_S) end
+local function change(caller, c, model, m)
+  changed_callers[caller], changed_models[model] = c, m
+end
+
+local function keep_changed(now)
+  for caller, c in pairs(changed_callers) do
+    local ttl_s = (c[DAY] + 1) * DAY_S - now + GRACE_S
+    call('SET', caller_key(caller), pack(c), 'EX', floor(ttl_s) + 1)
+  end
+  for model, m in pairs(changed_models) do
+    call('SET', model_key(model), pack(m), 'EX', 2 * DAY_S)
+  end
+end
 
 -- The lane's counter of a caller whose request had waited: what it cost in place of its worst case.
 -- Source: policy/fairness.py, _Lane.correct.
@@ -46,12 +67,9 @@ local function correct(model, caller, cost, spell, used_cost)
   if #a.waiters > 0 then place(model, caller, a) end
 end
 
--- How a ticket ends: tokens, nano-dollars and cost are what it used, or false where nobody knows.
--- Returns whether it was open.
-local function finish(node, ticket, is_cancelled, tokens, nanousd, cost, now)
-  local packed = call('HGET', tickets_key(node), ticket)
-  if not packed then return false end
-  call('HDEL', tickets_key(node), ticket)
+-- How a ticket ends, which is then to be deleted: tokens, nano-dollars and cost are what it used, or
+-- false where nobody knows.
+local function finish(packed, is_cancelled, tokens, nanousd, cost, now)
   local caller, model, reserved, number, mnumber, day, held, rpm, tpm, mrpm, mtpm, rpd, worst, spell =
     unpack(unpack_(packed))
   local c, m = load_caller(caller, floor(now / DAY_S)), load_model(model)
@@ -69,8 +87,6 @@ local function finish(node, ticket, is_cancelled, tokens, nanousd, cost, now)
     c[HELD] = max(c[HELD] - held, 0)
     c[SPENT] = c[SPENT] + (nanousd or held)
   end
-  keep_caller(caller, c, now)
-  keep_model(model, m)
+  change(caller, c, model, m)
   if spell > 0 then correct(model, caller, worst, spell, cost or worst) end
-  return true
 end
