@@ -58,14 +58,19 @@ class Grant:
     )
 
     def __init__(
-        self, scheduler: Scheduler, prepared: Prepared, admission: Admitted, lease: Lease
+        self,
+        scheduler: Scheduler,
+        prepared: Prepared,
+        upstreams: tuple[str, ...],
+        admission: Admitted,
+        lease: Lease,
     ) -> None:
         self._scheduler = scheduler
         self._prepared = prepared
         self._admission = admission
         self._waiter: Waiter[Turn] | None = None
         #: The names of those that may serve it.
-        self.upstreams = prepared.model.upstreams
+        self.upstreams = upstreams
         #: How long it waited for its turn.
         self.queued_s = 0.0
         self.lease = lease
@@ -82,7 +87,9 @@ class Grant:
         if not self.is_open:
             return
         self.is_open = False
-        used = prompt_tokens + completion_tokens + unknown * tokens_of(self._prepared)
+        used = prompt_tokens + completion_tokens
+        if unknown:
+            used += unknown * tokens_of(self._prepared)
         self._admission.settle(used, self._scheduler.now())
         self.lease.release()
         if self._waiter is not None:
@@ -207,14 +214,15 @@ class Scheduler:
         except CapacityExceeded as error:
             raise _Short(error, _model_lane(prepared)) from None
         try:
-            lease = self._keys.lease(model.upstream_model, model.upstreams, self.now())
+            upstreams = model.upstreams
+            lease = self._keys.lease(model.upstream_model, upstreams, self.now())
         except CapacityExceeded as error:
             admission.cancel(self.now())
             raise _Short(error, _keys_lane(prepared)) from None
         except FreeApiError:
             admission.cancel(self.now())
             raise
-        return Grant(self, prepared, admission, lease)
+        return Grant(self, prepared, upstreams, admission, lease)
 
     def _held_lane(self, prepared: Prepared) -> str | None:
         """The lane in which others wait for what this request needs, too: it may not pass them."""

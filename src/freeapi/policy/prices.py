@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from freeapi.policy.draft import Prepared
-from freeapi.policy.models import UNIT_ENDPOINTS
+from freeapi.policy.models import UNIT_ENDPOINTS, Model
 
 #: Tokens for which prices are given.
 MTOK: Final = 1_000_000
@@ -34,9 +34,7 @@ def cost_nanousd(prepared: Prepared, prompt_tokens: int, completion_tokens: int)
     Images, speeches and files cost what was reserved for them, unless the model has prices of
     tokens that can only be meant for them.
     """
-    model = prepared.model
-    prices = (model.input_nanousd_per_mtok, model.output_nanousd_per_mtok)
-    if prepared.units and (None in prices or not UNIT_ENDPOINTS.issuperset(model.endpoints)):
+    if prepared.units and not _has_own_token_prices(prepared.model):
         return _units_nanousd(prepared, prompt_tokens)
     return _tokens_nanousd(prepared, prompt_tokens, completion_tokens)
 
@@ -50,16 +48,23 @@ def is_priced(prepared: Prepared) -> bool:
     return model.input_nanousd_per_mtok is not None and has_output_price
 
 
+def _has_own_token_prices(model: Model) -> bool:
+    """Whether its prices of tokens are those of images and sound, as it serves nothing else."""
+    prices = (model.input_nanousd_per_mtok, model.output_nanousd_per_mtok)
+    return None not in prices and UNIT_ENDPOINTS.issuperset(model.endpoints)
+
+
 def _tokens_nanousd(prepared: Prepared, prompt_tokens: int, completion_tokens: int) -> int:
     """Without a price for output there must be none: embeddings and moderations."""
     model = prepared.model
-    assert model.input_nanousd_per_mtok is not None, "a paid model without a price"
+    input_nanousd_per_mtok = model.input_nanousd_per_mtok
+    assert input_nanousd_per_mtok is not None, "a paid model without a price"
     output_nanousd_per_mtok = model.output_nanousd_per_mtok
     if output_nanousd_per_mtok is None:
         assert not prepared.output_tokens, "a paid model without a price"
         output_nanousd_per_mtok = 0
     return rounded_up(
-        prompt_tokens * model.input_nanousd_per_mtok + completion_tokens * output_nanousd_per_mtok,
+        prompt_tokens * input_nanousd_per_mtok + completion_tokens * output_nanousd_per_mtok,
         MTOK,
     )
 
