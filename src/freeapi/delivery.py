@@ -5,6 +5,8 @@ What this is not: it decides and sends nothing; ``dispatch`` does, and writes he
 
 from __future__ import annotations
 
+from mypy_extensions import mypyc_attr
+
 from freeapi.forms import Form
 from freeapi.http.answers import Usage
 from freeapi.http.relay import Relay
@@ -14,6 +16,7 @@ from freeapi.policy.keys import Key
 from freeapi.policy.payload import Prepared
 
 
+@mypyc_attr(free_list_len=1)  # one for each request: the last one's memory is the next one's
 class Delivery:
     """One request and what became of it."""
 
@@ -65,7 +68,7 @@ class Delivery:
         #: While a try is under way over it.
         self.connection: UpstreamConnection | None = None
         self.tries = 0
-        self.tried: list[Key] = []
+        self.tried: tuple[Key, ...] = ()
         #: How many of the tries the upstream may bill without our knowing how much.
         self.unknown = 0
         #: Those of ``usage`` when the last try was over; 0 where it is None.

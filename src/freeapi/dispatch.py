@@ -338,7 +338,7 @@ class Dispatcher:
         if failure is failures.STALE:
             is_first, delivery.was_stale = not delivery.was_stale, True
             return is_first
-        delivery.tried.append(lease.key)
+        delivery.tried += (lease.key,)
         return (
             failure.retry_is_safe
             and delivery.can_go_again

@@ -12,6 +12,8 @@ import functools
 from collections.abc import Callable
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from freeapi import dryrun
 from freeapi.delivery import Delivery
 from freeapi.dispatch import Dispatcher
@@ -35,6 +37,7 @@ _FORM_ENDPOINTS: Final = FORM_ENDPOINTS
 _DRY_RUN: Final = dryrun.HEADER
 
 
+@mypyc_attr(free_list_len=1)  # one for each request: the last one's memory is the next one's
 class Call:
     """One request under way: what is known of it so far."""
 
@@ -272,10 +275,13 @@ class Proxy:
 
 def _require_json(request: Request) -> None:
     """Raises UnsupportedMediaType; parameters such as a charset are fine."""
-    content_type = request.headers.get(b"content-type", b"")
+    content_type = request.headers.get(b"content-type")
     if content_type == b"application/json":
         return
-    if content_type.partition(b";")[0].strip().lower() != b"application/json":
+    if (
+        content_type is None
+        or content_type.partition(b";")[0].strip().lower() != b"application/json"
+    ):
         raise UnsupportedMediaType(kind="JSON", content_type="application/json")
 
 

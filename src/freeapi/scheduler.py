@@ -14,6 +14,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from mypy_extensions import mypyc_attr
+
 from freeapi.errors import CapacityExceeded, FreeApiError
 from freeapi.gate import Visitor, tokens_of
 from freeapi.policy.fairness import FairQueue, Waiter, token_cost
@@ -43,6 +45,7 @@ class Admits(Protocol):
         """Reserve the request and its tokens, or raise and take nothing."""
 
 
+@mypyc_attr(free_list_len=1)  # one for each request: the last one's memory is the next one's
 class Grant:
     """What a request was given; ``settle`` or ``cancel`` gives it back, once."""
 

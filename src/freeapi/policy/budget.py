@@ -23,6 +23,8 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import Final, NamedTuple
 
+from mypy_extensions import mypyc_attr
+
 from freeapi.errors import BudgetBusy, BudgetExhausted
 
 DAY_S: Final = 86_400
@@ -134,6 +136,7 @@ class _Account(_Pot):
         self.low = self.slice // 2 if leased < self.cap else 0
 
 
+@mypyc_attr(free_list_len=1)  # one for each request: the last one's memory is the next one's
 class Reservation:
     """A request's worst case, taken out of each account that it concerns.
 

@@ -119,7 +119,7 @@ class Rates:
         return lines
 
 
-@mypyc_attr(acyclic=True)
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Flight:
     """What a meter has to know only while requests are in flight."""
 
