@@ -44,8 +44,8 @@ from freeapi.policy.budget import Reservation
 from freeapi.policy.failures import Failure
 from freeapi.policy.keys import KeyPool, Lease
 from freeapi.policy.payload import Prepared
-from freeapi.policy.prices import bound_nanousd, is_priced
 from freeapi.policy.prices import cost_nanousd as cost_of
+from freeapi.policy.prices import known_bound_nanousd
 from freeapi.providers import LOCAL
 from freeapi.routes import JSON
 from freeapi.state.ledger import Purse
@@ -228,9 +228,10 @@ class Dispatcher:
         """What a try costs at most. Raises BudgetBusy where that isn't known."""
         if upstream in self._upstreams.free:
             return 0
-        if not is_priced(delivery.prepared):  # it waited while a reload brought caps
+        nanousd = known_bound_nanousd(delivery.prepared)
+        if nanousd is None:  # it waited while a reload brought caps
             raise BudgetBusy(whose="this instance's", retry_after_s=KEY_WAIT_S)
-        return bound_nanousd(delivery.prepared)
+        return nanousd
 
     def _settle(
         self, delivery: Delivery, reservation: Reservation | SharedReservation, *, is_unknown: bool

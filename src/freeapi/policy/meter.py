@@ -45,10 +45,13 @@ class Rates:
     """
 
     __slots__ = (
-        "_requests_head",
+        "_end",
+        "_head",
         "_requests_most",
+        "_requests_reset",
         "_tokens_head",
         "_tokens_most",
+        "_tokens_reset",
         "request_s",
         "requests_room_s",
         "rpm",
@@ -73,8 +76,13 @@ class Rates:
         #: What full buckets hold.
         self._requests_most: Final = burst + (SLACK_S / self.request_s if rpm else 0.0)
         self._tokens_most: Final = (tpm or 0) + (SLACK_S / self.token_s if tpm else 0.0)
-        self._requests_head: Final = _header_head("requests", rpm)
-        self._tokens_head: Final = _header_head("tokens", tpm)
+        # What stands around the four parts of ``headers`` that change.
+        end = b"\r\n" if rpm or tpm else b""
+        self._head: Final = _header_head("requests", rpm)
+        self._requests_reset: Final = b"\r\nx-ratelimit-reset-requests: " if rpm else b""
+        self._tokens_head: Final = (end if rpm and tpm else b"") + _header_head("tokens", tpm)
+        self._tokens_reset: Final = b"\r\nx-ratelimit-reset-tokens: " if tpm else b""
+        self._end: Final = end
 
     def left(self, meter: Meter, now_s: float) -> tuple[int | None, int | None]:
         """Requests and tokens that would be let in at once; None: no limit."""
@@ -92,7 +100,7 @@ class Rates:
 
         `limit` is per minute, `remaining` what would be let in at once, `reset` when all of it is.
         """
-        lines = b""
+        requests = tokens = requests_reset = tokens_reset = b""
         if self.rpm is not None:
             used_s = meter.requests_due_s - now_s
             if used_s < 0.0:
@@ -100,8 +108,7 @@ class Rates:
             free = int(self._requests_most - used_s / self.request_s)
             if free < 0:  # a limit that was lowered meanwhile
                 free = 0
-            head, reset = self._requests_head, _brief(used_s)
-            lines = b"%b%b\r\nx-ratelimit-reset-requests: %b\r\n" % (head, _digits(free), reset)
+            requests, requests_reset = _digits(free), _brief(used_s)
         if self.tpm is not None:
             used_s = meter.tokens_due_s - now_s
             if used_s < 0.0:
@@ -109,14 +116,18 @@ class Rates:
             free = int(self._tokens_most - used_s / self.token_s)
             if free < 0:  # a debt
                 free = 0
-            head, reset = self._tokens_head, _brief(used_s)
-            lines = b"%b%b%b\r\nx-ratelimit-reset-tokens: %b\r\n" % (
-                lines,
-                head,
-                _digits(free),
-                reset,
-            )
-        return lines
+            tokens, tokens_reset = _digits(free), _brief(used_s)
+        return b"%b%b%b%b%b%b%b%b%b" % (
+            self._head,
+            requests,
+            self._requests_reset,
+            requests_reset,
+            self._tokens_head,
+            tokens,
+            self._tokens_reset,
+            tokens_reset,
+            self._end,
+        )
 
 
 @mypyc_attr(acyclic=True, free_list_len=1)
@@ -308,5 +319,7 @@ def _digits(number: int) -> bytes:
 
 
 def _header_head(what: str, limit: int | None) -> bytes:
-    """The lines about requests or tokens, up to the first number that changes."""
+    """The lines about requests or tokens, up to the first number that changes; none: no limit."""
+    if limit is None:
+        return b""
     return f"x-ratelimit-limit-{what}: {limit}\r\nx-ratelimit-remaining-{what}: ".encode()
