@@ -252,9 +252,8 @@ class Budget:
             if account.left < amount_nanousd:
                 self._want(accounts, amount_nanousd, utc_s)
                 return None
-        share = None
-        if self._caps.caller_daily_nanousd is not None:
-            cap = self._caps.caller_daily_nanousd
+        share, cap = None, self._caps.caller_daily_nanousd
+        if cap is not None:
             share = self._shares.get(caller) or self._new_share(caller)
             if cap + share.left < amount_nanousd:
                 spent = -share.left - share.reserved
