@@ -82,7 +82,7 @@ class Path:
         visitor = self.identify(number)
         admission = self.admit(visitor)
         lease = self.lease()
-        self.gate.headers(visitor, self.now())
+        self.gate.headers(visitor)
         self.succeed(lease)
         lease.release()
         admission.settle(USAGE_TOKENS, self.now())
@@ -130,7 +130,7 @@ def each_step(path: Path) -> dict[str, Callable[[int], object]]:
     return {
         "identify": path.identify,
         "admit, settle": admit_and_settle,
-        "headers": lambda _: path.gate.headers(visitor, path.now()),
+        "headers": lambda _: path.gate.headers(visitor),
         "lease, succeeded, release": lease_to_release,
         "all decisions of a request": path.run,
     }

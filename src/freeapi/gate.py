@@ -202,15 +202,15 @@ class Gate:
     def headers_for(self, request: Request) -> bytes:
         """The same lines for a request that comes to nothing; none for who may not call."""
         try:
-            return self.headers(self.identify(request), self._now())
+            return self.headers(self.identify(request))
         except InvalidToken:
             return b""
 
-    def headers(self, visitor: Visitor, now_s: float) -> bytes:
+    def headers(self, visitor: Visitor) -> bytes:
         """The caller's ``x-ratelimit-*`` lines, as of now, or of its last question to the store."""
         if self._shared is not None:
             return self._shared.headers(visitor.caller, visitor.limits)
-        return self._limits.headers(visitor.caller, visitor.limits, now_s)
+        return self._limits.headers(visitor.caller, visitor.limits, self._now())
 
 
 def new_secret() -> bytes:

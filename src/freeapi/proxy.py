@@ -129,7 +129,6 @@ class Proxy:
     async def _answer(self, call: Call) -> None:
         """Whatever happens, the caller gets an answer and the request is settled."""
         request, label = call.request, OK
-        now_s = request.received_s  # until something is waited for
         self._metrics.started()
         try:
             # Who is asking.
@@ -137,7 +136,6 @@ class Proxy:
             # What: the body checked, adjusted and written anew.
             if call.endpoint in _FORM_ENDPOINTS:
                 prepared = await self._loop.create_task(self._open_form(call))
-                now_s = self._now()
             else:
                 _require_json(request)
                 prepared = prepare(call.endpoint, request.body, self._models, self._rules)
@@ -152,11 +150,10 @@ class Proxy:
             granted: Grant | SharedGrant | None = self._scheduler.grant_now(visitor, prepared)
             if granted is None:
                 granted = await self._scheduler.grant(visitor, prepared)
-                now_s = self._now()
             call.grant = grant = granted
             call.queued_s = grant.queued_s
             # Deliver: connections, tries, relay.
-            headers = self._gate.headers(visitor, now_s)
+            headers = self._gate.headers(visitor)
             if prepared.adjusted:
                 headers += _adjusted(prepared)
             call.delivery = delivery = Delivery(
@@ -204,7 +201,7 @@ class Proxy:
         """Answer with the request that would be sent; see ``dryrun``."""
         await self._gate.count(visitor)
         body = self._dispatcher.rehearse(prepared)
-        reply.send(200, self._gate.headers(visitor, self._now()) + _adjusted(prepared) + JSON, body)
+        reply.send(200, self._gate.headers(visitor) + _adjusted(prepared) + JSON, body)
 
     def _settle(self, call: Call) -> None:
         """Put what was used in place of what was reserved; what nobody knows stays reserved."""
@@ -228,8 +225,7 @@ class Proxy:
         if call.delivery is not None and call.delivery.is_answering:
             call.reply.cut()
             return
-        visitor = call.visitor
-        headers = b"" if visitor is None else self._gate.headers(visitor, self._now())
+        headers = b"" if call.visitor is None else self._gate.headers(call.visitor)
         refuse(call.reply, error, headers)
 
     def _count(self, call: Call, label: str) -> None:
