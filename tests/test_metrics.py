@@ -95,6 +95,33 @@ def test_values_at_a_bound_are_below_it() -> None:
     assert filled(tokens["text_completion", "gpt-a", "input"]) == {2: 1, -1: 16}
 
 
+def test_values_beyond_all_bounds_are_counted() -> None:
+    """They are in the overflow, the last of the counts, and in the sum."""
+    metrics = new()
+    stream(metrics, tokens=4**14)
+    sample = metrics.collect()[TOKENS]["text_completion", "gpt-a", "input"]
+    assert filled(sample) == {14: 1, -1: 4**14}
+
+
+def test_each_model_and_outcome_is_counted_by_itself() -> None:
+    """What goes well and what doesn't, of a model, of another, and of one called ``other``."""
+    metrics = new()
+    metrics.allow(["gpt-b"], [])
+    for model in ("gpt-a", "gpt-a", "gpt-b", OTHER, "made up"):
+        for label in ("ok", "upstream_cut"):
+            metrics.started()
+            metrics.finished(endpoint="chat", model=model, status=200, label=label)
+    metrics.answered("chat", 200)  # without a model
+    counts = metrics.collect()[REQUESTS]
+    assert {labels[1]: count for labels, count in counts.items() if labels[3] == "ok"} == {
+        "gpt-a": 2,
+        "gpt-b": 1,
+        OTHER: 2,
+        "": 1,
+    }
+    assert sum(count for labels, count in counts.items() if labels[3] != "ok") == 5  # type: ignore[misc]
+
+
 def test_refusal_is_counted_and_no_more() -> None:
     """What never went upstream has an outcome, with whose fault it is, and no duration."""
     metrics = new()

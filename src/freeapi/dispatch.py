@@ -13,7 +13,6 @@ for the one case of a reused idle connection that died without a byte.
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -35,7 +34,9 @@ from freeapi.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from freeapi.http.outcome import Outcome
 from freeapi.http.relay import Relay
+from freeapi.http.upstream import UpstreamConnection
 from freeapi.journal import Journal
 from freeapi.metrics import Metrics
 from freeapi.policy import failures
@@ -43,8 +44,8 @@ from freeapi.policy.budget import Reservation
 from freeapi.policy.failures import Failure
 from freeapi.policy.keys import KeyPool, Lease
 from freeapi.policy.payload import Prepared
-from freeapi.policy.prices import bound_nanousd, is_priced
 from freeapi.policy.prices import cost_nanousd as cost_of
+from freeapi.policy.prices import known_bound_nanousd
 from freeapi.providers import LOCAL
 from freeapi.routes import JSON
 from freeapi.state.ledger import Purse
@@ -106,8 +107,10 @@ class Dispatcher:
         """
         while not delivery.reply.is_gone:
             try:
-                with lease:
+                try:
                     failure = await self._try(delivery, lease)
+                finally:
+                    lease.release()
             except (BudgetExhausted, BudgetBusy) as broke:
                 lease = self._without_money(delivery, lease, broke)
                 continue
@@ -180,17 +183,44 @@ class Dispatcher:
 
         Raises BudgetExhausted and the like, with nothing sent.
         """
+        upstream = lease.key.upstream
         reservation: Reservation | SharedReservation | None = None
         if self._purse is not None:
-            upstream, caller = lease.key.upstream, delivery.caller
-            amount_nanousd = self._bound_nanousd(delivery, upstream)
+            caller, amount_nanousd = delivery.caller, self._bound_nanousd(delivery, upstream)
             reservation = self._purse.reserve_now(upstream, caller, amount_nanousd)
             if reservation is None:
                 reservation = await self._purse.reserve(upstream, caller, amount_nanousd)
         unknown = delivery.unknown
         try:
-            return await self._send(delivery, lease)
+            relay = Relay(
+                delivery.reply,
+                self._headers(delivery, lease),
+                hides_usage=delivery.prepared.hides_usage,
+            )
+            delivery.begin(upstream, relay)
+            try:
+                answer = self._send_now(delivery, relay, lease)
+                if answer is not None:
+                    await answer
+                else:
+                    await self._send_later(delivery, relay, lease)
+            except UpstreamError as error:
+                error = _told_apart(error, delivery.connection)
+                return self._interrupted(delivery, relay, lease, error)
+            except BaseException:
+                # The caller has gone, or its form is no good, or a bug: it may be billed all the
+                # same, unless there was no connection yet.
+                delivery.unknown += delivery.connection is not None and delivery.has_left
+                raise
+            finally:
+                delivery.end()
+            if not 200 <= relay.status < 300:
+                return self._refused(delivery, relay, lease)
+            self._keys.succeeded(lease, self._now(), failures.exhausted_for_s(relay.headers))
+            delivery.unknown += delivery.usage is None
+            return None
         finally:
+            delivery.count_usage()
             if reservation is not None:
                 self._settle(delivery, reservation, is_unknown=delivery.unknown > unknown)
 
@@ -198,21 +228,21 @@ class Dispatcher:
         """What a try costs at most. Raises BudgetBusy where that isn't known."""
         if upstream in self._upstreams.free:
             return 0
-        if not is_priced(delivery.prepared):  # it waited while a reload brought caps
+        nanousd = known_bound_nanousd(delivery.prepared)
+        if nanousd is None:  # it waited while a reload brought caps
             raise BudgetBusy(whose="this instance's", retry_after_s=KEY_WAIT_S)
-        return bound_nanousd(delivery.prepared)
+        return nanousd
 
     def _settle(
         self, delivery: Delivery, reservation: Reservation | SharedReservation, *, is_unknown: bool
     ) -> None:
         """What it cost in place of what was reserved; what nobody knows stays reserved for good."""
-        usage = delivery.usage
         cost_nanousd: int | None = None
         if not is_unknown:
             cost_nanousd = 0
-            if usage is not None and reservation.amount_nanousd:
+            if delivery.usage is not None and reservation.amount_nanousd:
                 cost_nanousd = cost_of(
-                    delivery.prepared, usage.prompt_tokens, usage.completion_tokens
+                    delivery.prepared, delivery.prompt_tokens, delivery.completion_tokens
                 )
         spent_nanousd = reservation.amount_nanousd if cost_nanousd is None else cost_nanousd
         delivery.cost_nanousd += spent_nanousd
@@ -222,26 +252,6 @@ class Dispatcher:
             self._journal.event(
                 "cost_above_bound", upstream=delivery.upstream, nanousd=over_nanousd
             )
-
-    async def _send(self, delivery: Delivery, lease: Lease) -> Failure | None:
-        """Send once and relay; as ``_try``."""
-        delivery.tries += 1
-        delivery.upstream = lease.key.upstream
-        relay = delivery.relay = Relay(
-            delivery.reply,
-            self._headers(delivery, lease),
-            hides_usage=delivery.prepared.hides_usage,
-        )
-        try:
-            await self._exchange(delivery, relay, lease)
-        except UpstreamError as error:
-            return self._interrupted(delivery, relay, lease, error)
-        if 200 <= relay.status < 300:
-            used_up_s = failures.exhausted_for_s(relay.headers)
-            self._keys.succeeded(lease, self._now(), used_up_s)
-            delivery.unknown += delivery.usage is None
-            return None
-        return self._refused(delivery, relay, lease)
 
     def _headers(self, delivery: Delivery, lease: Lease) -> bytes:
         """Ours for the caller, who should know where another answers than was asked."""
@@ -289,50 +299,47 @@ class Dispatcher:
             return none_left.retry_after_s or KEY_WAIT_S
         return KEY_WAIT_S
 
-    async def _exchange(self, delivery: Delivery, relay: Relay, lease: Lease) -> None:
-        """One request over one connection, and the whole of its answer."""
+    def _send_now(self, delivery: Delivery, relay: Relay, lease: Lease) -> Outcome | None:
+        """Send over an idle connection, if there is one and what is sent is all there."""
+        if delivery.form is not None or delivery.was_stale:  # a form can't be sent once more
+            return None
         account: Account = lease.key.account
-        connection = None
-        if delivery.form is None and not delivery.was_stale:  # a form can't be sent once more
-            connection = account.pool.take()
+        connection = account.pool.take()
         if connection is None:
-            connection = await self._loop.create_task(account.pool.connect())
-            if delivery.reply.is_gone:
-                connection.close()
-                raise ClientGone
-        was_reused = connection.reused
-        reply, prepared = delivery.reply, delivery.prepared
-        cancel, reply.on_gone = reply.on_gone, functools.partial(connection.abandon, relay)
-        reply.source = connection
-        try:
-            if delivery.form is None:
-                head = account.head_for(prepared)
-                await connection.exchange(head, prepared.body, relay, delivery.final_s)
-            else:
-                head = account.head_for(prepared, delivery.form.content_type)
-                form = delivery.form.exchange(head, connection, relay, delivery.final_s)
-                await self._loop.create_task(form)
-        except UpstreamCut:
-            if was_reused and connection.answered_s is None:
-                raise UpstreamStale from None
-            raise
-        except UpstreamError:
-            raise
-        except BaseException:
-            # The caller has gone, or its form is no good, or a bug: it may be billed all the same.
-            delivery.unknown += delivery.has_left
-            raise
-        finally:
-            delivery.answered_s = connection.answered_s
-            reply.source = None
-            reply.on_gone = cancel
+            return None
+        return self._exchange(delivery, relay, account, connection)
+
+    async def _send_later(self, delivery: Delivery, relay: Relay, lease: Lease) -> None:
+        """Send over a new connection, and have the whole of the answer."""
+        account: Account = lease.key.account
+        connection = await self._loop.create_task(account.pool.connect())
+        if delivery.reply.is_gone:
+            connection.close()
+            raise ClientGone
+        form = delivery.form
+        if form is None:
+            await self._exchange(delivery, relay, account, connection)
+            return
+        delivery.connection = delivery.reply.source = connection
+        head = account.head_for(delivery.prepared, form.content_type)
+        await self._loop.create_task(form.exchange(head, connection, relay, delivery.final_s))
+
+    def _exchange(
+        self, delivery: Delivery, relay: Relay, account: Account, connection: UpstreamConnection
+    ) -> Outcome:
+        """Send what was prepared; the outcome is known when the whole of the answer is here."""
+        delivery.connection = delivery.reply.source = connection
+        prepared = delivery.prepared
+        return connection.exchange(
+            account.head_for(prepared), prepared.body, relay, delivery.final_s
+        )
 
     def _may_retry(self, delivery: Delivery, lease: Lease, failure: Failure) -> bool:
         """Note what was tried; a stale connection says nothing of the key, and counts only once."""
         if failure is failures.STALE:
             is_first, delivery.was_stale = not delivery.was_stale, True
             return is_first
-        delivery.tried.append(lease.key)
+        delivery.tried += (lease.key,)
         return (
             failure.retry_is_safe
             and delivery.can_go_again
@@ -355,3 +362,15 @@ class Dispatcher:
                 tries=delivery.tries,
                 wait_s=wait_s,
             )
+
+
+def _told_apart(error: UpstreamError, connection: UpstreamConnection | None) -> UpstreamError:
+    """The error, unless it is a kept-alive connection's that died before it brought a byte."""
+    if (
+        isinstance(error, UpstreamCut)
+        and connection is not None
+        and connection.reused
+        and connection.answered_s is None
+    ):
+        return UpstreamStale()
+    return error

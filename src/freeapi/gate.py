@@ -33,11 +33,14 @@ class Visitor(NamedTuple):
     limits: CallerLimits
 
 
-class _Known(NamedTuple):
-    """Who was found to be at the other end of a connection."""
+class _Known:
+    """Who was found to be at the other end of a connection, for one UTC day."""
 
-    day: int
-    visitor: Visitor
+    __slots__ = ("begins_s", "visitor")
+
+    def __init__(self, begins_s: float, visitor: Visitor) -> None:
+        self.begins_s: Final = begins_s
+        self.visitor: Final = visitor
 
 
 class Gate:
@@ -66,6 +69,7 @@ class Gate:
         #: Of models that are no longer there: for requests that wait, and for their return.
         self._old_buckets: dict[str, ModelBucket] = {}
         self._now = now
+        self._utc: Callable[[], float] = time.time
         self._journal = journal
         self._watch: SharedTagWatch | None = None
         self.reconfigure(limits=limits, tokens=tokens, proxy_hops=proxy_hops, models=models)
@@ -97,23 +101,25 @@ class Gate:
 
     def identify(self, request: Request) -> Visitor:
         """Whose request this is. Raises InvalidToken."""
-        day = int(time.time() // DAY_S)
+        utc_s = self._utc()
         if self._watch is None:
-            return self._identify(request, day)
+            return self._identify(request, utc_s)
         # Then a connection is one caller's all day, while nobody changes its limits.
         known = request.peer.memo
         if (
             not isinstance(known, _Known)
-            or known.day != day
+            or not known.begins_s <= utc_s < known.begins_s + DAY_S
             or known.visitor.limits is not self._defaults
         ):
-            known = request.peer.memo = _Known(day, self._identify(request, day))
-        if self._watch.saw(known.visitor.caller, self._now()):
+            begins_s = utc_s // DAY_S * DAY_S
+            known = request.peer.memo = _Known(begins_s, self._identify(request, utc_s))
+        if self._watch.saw(known.visitor.caller, request.received_s):
             self._journal.event("one_caller")
         return known.visitor
 
-    def _identify(self, request: Request, day: int) -> Visitor:
+    def _identify(self, request: Request, utc_s: float) -> Visitor:
         headers = request.headers
+        day = int(utc_s // DAY_S)
         by_token = self._callers.identify_token(headers.get(b"authorization"), day)
         if by_token is not None:
             return Visitor(*by_token)
@@ -123,13 +129,17 @@ class Gate:
 
     def admit(self, visitor: Visitor, prepared: Prepared) -> Admission:
         """Reserve the request and its tokens, or raise and take nothing; see ``Limits.admit``."""
+        model = prepared.model.name
+        bucket = self._buckets.get(model)
+        if bucket is None:
+            bucket = self._rare_bucket(model)
         return self._limits.admit(
             visitor.caller,
             visitor.limits,
-            self._buckets.get(prepared.model.name) or self._rare_bucket(prepared.model.name),
+            bucket,
             tokens_of(prepared),
             self._now(),
-            time.time(),
+            self._utc(),
         )
 
     def _rare_bucket(self, model: str) -> ModelBucket:
@@ -173,7 +183,7 @@ class Gate:
             return
         now_s = self._now()
         admission = self._limits.admit(
-            visitor.caller, visitor.limits, nothing, 0, now_s, time.time()
+            visitor.caller, visitor.limits, nothing, 0, now_s, self._utc()
         )
         admission.settle(0, now_s)
 

@@ -15,7 +15,6 @@ Invariants:
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
@@ -51,21 +50,53 @@ _OPERATION_NAMES: Final = {"completions": "text_completion"}
 _STATUSES: Final = frozenset({status.value for status in HTTPStatus} | {ClientGone.status})
 
 
-def _histogram(bounds: Sequence[float]) -> list[float]:
-    """The counts of its buckets (the last is the overflow) and the sum of all values."""
-    return [0] * (len(bounds) + 2)
+class _Histogram:
+    """The counts of its buckets (the last is the overflow), and the sum of all values."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds: Final = [float(bound) for bound in bounds]
+        self._counts: Final = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def add(self, value: float) -> None:
+        """Count it in the first bucket whose bound it doesn't exceed.
+
+        Compiled, this loop takes a third of what ``bisect_left`` does, which compares by calls.
+        """
+        place = 0
+        for bound in self._bounds:
+            if value <= bound:
+                break
+            place += 1
+        counts = self._counts
+        counts[place] = counts[place] + 1  # `+=` would be a call for mypyc
+        self._sum += value
+
+    def sample(self) -> list[float]:
+        """As ``measures`` has it."""
+        return [*self._counts, self._sum]
+
+    def is_empty(self) -> bool:
+        """Whether nothing was counted."""
+        return not any(self._counts)
 
 
 class _Work:
-    """What requests of one endpoint for one model took."""
+    """What requests of one endpoint for one model took, and what came of them.
 
-    __slots__ = ("answer_bytes", "body_bytes", "completion", "duration", "first", "prompt")
+    ``ok``: of nearly all requests, so it is found without a look-up.
+    """
+
+    __slots__ = ("answer_bytes", "body_bytes", "completion", "duration", "first", "ok", "prompt")
 
     def __init__(self) -> None:
-        self.duration = _histogram(REQUEST_S)
-        self.first = _histogram(FIRST_TOKEN_S)
-        self.prompt = _histogram(TOKENS)
-        self.completion = _histogram(TOKENS)
+        self.ok: _Cell | None = None
+        self.duration: Final = _Histogram(REQUEST_S)
+        self.first: Final = _Histogram(FIRST_TOKEN_S)
+        self.prompt: Final = _Histogram(TOKENS)
+        self.completion: Final = _Histogram(TOKENS)
         self.body_bytes = 0
         self.answer_bytes = 0
 
@@ -77,7 +108,7 @@ class _Cell:
 
     def __init__(self, work: _Work) -> None:
         self.count = 0
-        self.work = work
+        self.work: Final = work
 
 
 class _Upstream:
@@ -104,10 +135,11 @@ class Metrics:
         self._models: set[str] = set()
         self._upstreams: dict[str, _Upstream] = {}
         self._cells: dict[tuple[str, str, int, str], _Cell] = {}
-        self._work: dict[tuple[str, str], _Work] = {}
+        #: By endpoint and model.
+        self._work: dict[str, dict[str, _Work]] = {}
         self._failures: dict[Labels, float] = {}
         self._reloads: dict[Labels, float] = {("ok",): 0, ("refused",): 0}
-        self._queue = _histogram(QUEUE_S)
+        self._queue = _Histogram(QUEUE_S)
         self._gauges: dict[str, Callable[[], Reading]] = {}
         self._ledger_failures = 0
         self._is_ledger_up = True
@@ -167,33 +199,22 @@ class Metrics:
         self.active -= 1
         if streamed:
             self.streams -= 1
-        cell = self._cells.get((endpoint, model, status, label))
-        if cell is None:
-            cell = self._find(endpoint, model, status, label)
+        cell = self._cell(endpoint, model, status, label)
         cell.count += 1
         work = cell.work
         work.body_bytes += request_bytes
         work.answer_bytes += response_bytes
         if queued_s:
-            _add(self._queue, QUEUE_S, queued_s)
+            self._queue.add(queued_s)
         if not tries:
             return
-        # Written out for the four: a call for each cost a fifth of all the time that this takes.
-        histogram = work.duration
-        histogram[bisect_left(REQUEST_S, duration_s)] += 1
-        histogram[-1] += duration_s
+        work.duration.add(duration_s)
         if streamed and first_byte_s is not None and label == OK:
-            histogram = work.first
-            histogram[bisect_left(FIRST_TOKEN_S, first_byte_s)] += 1
-            histogram[-1] += first_byte_s
+            work.first.add(first_byte_s)
         if prompt_tokens is not None:
-            histogram = work.prompt
-            histogram[bisect_left(TOKENS, prompt_tokens)] += 1
-            histogram[-1] += prompt_tokens
+            work.prompt.add(prompt_tokens)
         if completion_tokens is not None:
-            histogram = work.completion
-            histogram[bisect_left(TOKENS, completion_tokens)] += 1
-            histogram[-1] += completion_tokens
+            work.completion.add(completion_tokens)
         used = self._upstreams.get(upstream)
         if used is not None:
             used.requests += 1
@@ -236,7 +257,7 @@ class Metrics:
         self._collect_work(families)
         for name, value in self._own_gauges().items():
             families[name] = {(): float(value)}
-        families["freeapi_queue_wait_seconds"] = {(): self._queue.copy()}
+        families["freeapi_queue_wait_seconds"] = {(): self._queue.sample()}
         for name, of in _UPSTREAM_COUNTERS.items():
             families[name] = {(one,): of(used) for one, used in self._upstreams.items()}
         families["freeapi_upstream_failures_total"].update(self._failures)
@@ -274,14 +295,25 @@ class Metrics:
             counts[endpoint] = counts.get(endpoint, 0) + cell.count
         bodies = {endpoint: [float(count), 0.0] for endpoint, count in counts.items()}
         answers = {endpoint: [float(count), 0.0] for endpoint, count in counts.items()}
-        for (endpoint, model), work in self._work.items():
-            bodies[endpoint][1] += work.body_bytes
-            answers[endpoint][1] += work.answer_bytes
-            _collect_operation(families, (_OPERATION_NAMES.get(endpoint, endpoint), model), work)
+        for endpoint, of_models in self._work.items():
+            for model, work in of_models.items():
+                bodies[endpoint][1] += work.body_bytes
+                answers[endpoint][1] += work.answer_bytes
+                operation = (_OPERATION_NAMES.get(endpoint, endpoint), model)
+                _collect_operation(families, operation, work)
         families["http_server_request_body_size_bytes"] = {(k,): v for k, v in bodies.items()}
         families["http_server_response_body_size_bytes"] = {(k,): v for k, v in answers.items()}
 
     # --- Closed sets ---
+
+    def _cell(self, endpoint: str, model: str, status: int, label: str) -> _Cell:
+        """As ``_find``: what went well is looked up by two words of the four."""
+        if status != 200 or label != OK:
+            return self._find(endpoint, model, status, label)
+        of_models = self._work.get(endpoint)
+        work = None if of_models is None else of_models.get(model)
+        ok = None if work is None else work.ok
+        return self._find(endpoint, model, status, label) if ok is None else ok
 
     def _find(self, endpoint: str, model: str, status: int, label: str) -> _Cell:
         """The cell of these, once they are words of ours."""
@@ -293,8 +325,11 @@ class Metrics:
             key = (OTHER, OTHER, 0, OTHER)
         cell = self._cells.get(key)
         if cell is None:
-            work = self._work.setdefault(key[:2], _Work())
+            endpoint, model, status, label = key
+            work = self._work.setdefault(endpoint, {}).setdefault(model, _Work())
             cell = self._cells[key] = _Cell(work)
+            if status == 200 and label == OK:
+                work.ok = cell
         return cell
 
     def _known_label(self, label: str) -> str:
@@ -312,13 +347,8 @@ def _collect_operation(families: Families, operation: Labels, work: _Work) -> No
         ("gen_ai_client_token_usage", ("input",), work.prompt),
         ("gen_ai_client_token_usage", ("output",), work.completion),
     ):
-        if any(histogram):
-            families[name][operation + more] = [*histogram]
-
-
-def _add(histogram: list[float], bounds: Sequence[float], value: float) -> None:
-    histogram[bisect_left(bounds, value)] += 1
-    histogram[-1] += value
+        if not histogram.is_empty():
+            families[name][operation + more] = histogram.sample()
 
 
 _UPSTREAM_COUNTERS: Final[Mapping[str, Callable[[_Upstream], float]]] = {

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Callable
 from typing import Final
+
+from mypy_extensions import mypyc_attr
 
 from freeapi import dryrun
 from freeapi.delivery import Delivery
@@ -21,7 +24,7 @@ from freeapi.http.outcome import Run
 from freeapi.http.reply import Reply
 from freeapi.http.wire import Request
 from freeapi.journal import Journal
-from freeapi.metrics import Metrics
+from freeapi.metrics import OK, Metrics
 from freeapi.policy.models import Endpoint, ModelTable
 from freeapi.policy.payload import Prepared, Rules, prepare
 from freeapi.routes import FORM_ENDPOINTS, JSON, Answer, refuse
@@ -29,8 +32,12 @@ from freeapi.scheduler import Grant, Scheduler
 from freeapi.shared import SharedGrant, SharedScheduler
 
 _FORM: Final = "multipart/form-data"
+# Under names of this module, which compiled code needn't look up.
+_FORM_ENDPOINTS: Final = FORM_ENDPOINTS
+_DRY_RUN: Final = dryrun.HEADER
 
 
+@mypyc_attr(free_list_len=1)  # one for each request: the last one's memory is the next one's
 class Call:
     """One request under way: what is known of it so far."""
 
@@ -43,6 +50,7 @@ class Call:
         "queued_s",
         "reply",
         "request",
+        "run",
         "streamed",
         "visitor",
     )
@@ -51,6 +59,8 @@ class Call:
         self.endpoint = endpoint
         self.request = request
         self.reply = reply
+        #: What it is answered by.
+        self.run: Run | None = None
         self.visitor: Visitor | None = None
         self.prepared: Prepared | None = None
         self.form: Form | None = None
@@ -60,6 +70,11 @@ class Call:
         self.queued_s = 0.0
         #: Its answer was counted as a stream.
         self.streamed = False
+
+    def gone(self) -> None:
+        """The caller has left: nothing is done for it any more."""
+        if self.run is not None and (self.delivery is None or not self.delivery.abandon()):
+            self.run.cancel()
 
 
 class Proxy:
@@ -90,6 +105,7 @@ class Proxy:
         self._request_log = request_log
         self._room = Room()
         self._loop = asyncio.get_running_loop()
+        self._now: Callable[[], float] = self._loop.time
 
     def reconfigure(
         self, *, models: ModelTable, rules: Rules, total_s: float, request_log: bool
@@ -105,18 +121,52 @@ class Proxy:
         return functools.partial(self._start, endpoint)
 
     def _start(self, endpoint: Endpoint, request: Request, reply: Reply) -> None:
-        run = Run(self._answer(Call(endpoint, request, reply)))
-        reply.on_gone = run.cancel
+        call = Call(endpoint, request, reply)
+        call.run = run = Run(self._answer(call))
+        reply.on_gone = call.gone
         run.start()
 
     async def _answer(self, call: Call) -> None:
         """Whatever happens, the caller gets an answer and the request is settled."""
-        label = "ok"
+        request, label = call.request, OK
         self._metrics.started()
         try:
-            await self._serve(call)
-            if call.delivery is not None and call.delivery.cut_label:
-                label = call.delivery.cut_label
+            # Who is asking.
+            call.visitor = visitor = self._gate.identify(request)
+            # What: the body checked, adjusted and written anew.
+            if call.endpoint in _FORM_ENDPOINTS:
+                prepared = await self._loop.create_task(self._open_form(call))
+            else:
+                _require_json(request)
+                prepared = prepare(call.endpoint, request.body, self._models, self._rules)
+            call.prepared = prepared
+            if _DRY_RUN in request.headers and dryrun.is_wanted(request):
+                await self._loop.create_task(self._rehearse(call.reply, visitor, prepared))
+                return
+            if prepared.stream:
+                call.streamed = True
+                self._metrics.streaming()
+            # May they, and when: all that it needs at once, or in its turn.
+            granted: Grant | SharedGrant | None = self._scheduler.grant_now(visitor, prepared)
+            if granted is None:
+                granted = await self._scheduler.grant(visitor, prepared)
+            call.grant = grant = granted
+            call.queued_s = grant.queued_s
+            # Deliver: connections, tries, relay.
+            headers = self._gate.headers(visitor)
+            if prepared.adjusted:
+                headers += _adjusted(prepared)
+            call.delivery = delivery = Delivery(
+                visitor.caller,
+                prepared,
+                grant.upstreams,
+                call.form,
+                call.reply,
+                headers,
+                request.received_s + self._total_s,
+            )
+            await self._dispatcher.deliver(delivery, grant.lease)
+            label = delivery.cut_label or OK
         except FreeApiError as error:
             label = error.label
             self._refuse(call, error)
@@ -132,37 +182,6 @@ class Proxy:
             self._count(call, label)
             if self._request_log:
                 self._log(call, label)
-
-    async def _serve(self, call: Call) -> None:
-        """Raises FreeApiError if the caller gets no answer of the upstream's."""
-        request = call.request
-        # Who is asking.
-        call.visitor = visitor = self._gate.identify(request)
-        # What: the body checked, adjusted and written anew.
-        if call.endpoint in FORM_ENDPOINTS:
-            prepared = await self._loop.create_task(self._open_form(call))
-        else:
-            _require_json(request)
-            prepared = prepare(call.endpoint, request.body, self._models, self._rules)
-        call.prepared = prepared
-        if dryrun.HEADER in request.headers and dryrun.is_wanted(request):
-            await self._loop.create_task(self._rehearse(call.reply, visitor, prepared))
-            return
-        if prepared.stream:
-            call.streamed = True
-            self._metrics.streaming()
-        # May they, and when: all that it needs at once, or in its turn.
-        granted: Grant | SharedGrant | None = self._scheduler.grant_now(visitor, prepared)
-        if granted is None:
-            granted = await self._scheduler.grant(visitor, prepared)
-        call.grant = grant = granted
-        call.queued_s = grant.queued_s
-        # Deliver: connections, tries, relay.
-        headers = self._gate.headers(visitor) + _adjusted(prepared)
-        final_s = request.received_s + self._total_s
-        call.delivery = Delivery(visitor.caller, prepared, call.form, call.reply, headers, final_s)
-        call.delivery.upstreams = grant.upstreams
-        await self._dispatcher.deliver(call.delivery, grant.lease)
 
     async def _open_form(self, call: Call) -> Prepared:
         """What is asked for, the form being read as far as it takes to tell."""
@@ -194,10 +213,9 @@ class Proxy:
         if delivery is None or not delivery.tries:  # no money for it: it has taken nothing
             grant.cancel()
             return
-        usage = delivery.usage
         grant.settle(
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
+            prompt_tokens=delivery.prompt_tokens,
+            completion_tokens=delivery.completion_tokens,
             unknown=delivery.unknown,
             cost_nanousd=delivery.cost_nanousd,
         )
@@ -213,21 +231,22 @@ class Proxy:
     def _count(self, call: Call, label: str) -> None:
         """For the metrics: once, whatever came of it."""
         prepared, delivery, request = call.prepared, call.delivery, call.request
-        usage = delivery.usage if delivery else None
-        answered_s = delivery.answered_s if delivery else None
+        model = "" if prepared is None else prepared.model.name
+        counted = None if delivery is None or delivery.usage is None else delivery
+        answered_s = None if delivery is None else delivery.answered_s
         self._metrics.finished(
             endpoint=call.endpoint,
-            model=prepared.model.name if prepared else "",
+            model=model,
             status=call.reply.status,
             label=label,
             streamed=call.streamed,
-            upstream=delivery.upstream if delivery else "",
-            tries=delivery.tries if delivery else 0,
-            duration_s=self._loop.time() - request.received_s,
+            upstream="" if delivery is None else delivery.upstream,
+            tries=0 if delivery is None else delivery.tries,
+            duration_s=self._now() - request.received_s,
             first_byte_s=None if answered_s is None else answered_s - request.received_s,
             queued_s=call.queued_s,
-            prompt_tokens=usage.prompt_tokens if usage else None,
-            completion_tokens=usage.completion_tokens if usage else None,
+            prompt_tokens=None if counted is None else counted.prompt_tokens,
+            completion_tokens=None if counted is None else counted.completion_tokens,
             request_bytes=len(request.body),
             response_bytes=call.reply.body_bytes,
         )
@@ -244,7 +263,7 @@ class Proxy:
             status=call.reply.status or None,
             label=label,
             streamed=prepared.stream if prepared else None,
-            duration_ms=_ms(self._loop.time() - start_s),
+            duration_ms=_ms(self._now() - start_s),
             first_byte_ms=None if answered_s is None else _ms(answered_s - start_s),
             prompt_tokens=usage.prompt_tokens if usage else None,
             completion_tokens=usage.completion_tokens if usage else None,
@@ -255,10 +274,13 @@ class Proxy:
 
 def _require_json(request: Request) -> None:
     """Raises UnsupportedMediaType; parameters such as a charset are fine."""
-    content_type = request.headers.get(b"content-type", b"")
+    content_type = request.headers.get(b"content-type")
     if content_type == b"application/json":
         return
-    if content_type.partition(b";")[0].strip().lower() != b"application/json":
+    if (
+        content_type is None
+        or content_type.partition(b";")[0].strip().lower() != b"application/json"
+    ):
         raise UnsupportedMediaType(kind="JSON", content_type="application/json")
 
 

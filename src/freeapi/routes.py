@@ -122,11 +122,12 @@ class Routes:
         self._served = ", ".join(
             f"{method.decode()} /v1{path.decode()}" for path, by in api.items() for method in by
         )
-        # The paths of nearly all traffic are found by one look-up.
+        # All paths, with and without their prefix; those of nearly all traffic by one look-up.
         self._paths = {
             **{prefix + path: by for path, by in api.items() for prefix in (b"", b"/v1")},
             **self._site,
         }
+        self._posts = {path: by[b"POST"] for path, by in self._paths.items() if b"POST" in by}
 
     def is_upload(self, request: Request) -> bool:
         """Whether the request's body is a form that is taken as it comes."""
@@ -150,6 +151,10 @@ class Routes:
         self._metrics.answered(self._names.get(request.path, "other"), status, label)
 
     def _find(self, request: Request) -> Answer:
+        if request.method == b"POST":
+            answer = self._posts.get(request.path)
+            if answer is not None:
+                return answer
         methods = self._paths.get(request.path)
         answer = None if methods is None else methods.get(request.method)
         return self._find_rare(request, methods) if answer is None else answer

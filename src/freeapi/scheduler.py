@@ -14,6 +14,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from mypy_extensions import mypyc_attr
+
 from freeapi.errors import CapacityExceeded, FreeApiError
 from freeapi.gate import Visitor, tokens_of
 from freeapi.policy.fairness import FairQueue, Waiter, token_cost
@@ -43,6 +45,7 @@ class Admits(Protocol):
         """Reserve the request and its tokens, or raise and take nothing."""
 
 
+@mypyc_attr(free_list_len=1)  # one for each request: the last one's memory is the next one's
 class Grant:
     """What a request was given; ``settle`` or ``cancel`` gives it back, once."""
 
@@ -58,14 +61,19 @@ class Grant:
     )
 
     def __init__(
-        self, scheduler: Scheduler, prepared: Prepared, admission: Admitted, lease: Lease
+        self,
+        scheduler: Scheduler,
+        prepared: Prepared,
+        upstreams: tuple[str, ...],
+        admission: Admitted,
+        lease: Lease,
     ) -> None:
         self._scheduler = scheduler
         self._prepared = prepared
         self._admission = admission
         self._waiter: Waiter[Turn] | None = None
         #: The names of those that may serve it.
-        self.upstreams = prepared.model.upstreams
+        self.upstreams = upstreams
         #: How long it waited for its turn.
         self.queued_s = 0.0
         self.lease = lease
@@ -82,7 +90,9 @@ class Grant:
         if not self.is_open:
             return
         self.is_open = False
-        used = prompt_tokens + completion_tokens + unknown * tokens_of(self._prepared)
+        used = prompt_tokens + completion_tokens
+        if unknown:
+            used += unknown * tokens_of(self._prepared)
         self._admission.settle(used, self._scheduler.now())
         self.lease.release()
         if self._waiter is not None:
@@ -207,14 +217,15 @@ class Scheduler:
         except CapacityExceeded as error:
             raise _Short(error, _model_lane(prepared)) from None
         try:
-            lease = self._keys.lease(model.upstream_model, model.upstreams, self.now())
+            upstreams = model.upstreams
+            lease = self._keys.lease(model.upstream_model, upstreams, self.now())
         except CapacityExceeded as error:
             admission.cancel(self.now())
             raise _Short(error, _keys_lane(prepared)) from None
         except FreeApiError:
             admission.cancel(self.now())
             raise
-        return Grant(self, prepared, admission, lease)
+        return Grant(self, prepared, upstreams, admission, lease)
 
     def _held_lane(self, prepared: Prepared) -> str | None:
         """The lane in which others wait for what this request needs, too: it may not pass them."""

@@ -218,6 +218,28 @@ def test_headers_show_no_debt() -> None:
     assert b"remaining-tokens: 0\r\nx-ratelimit-reset-tokens: 1m30s\r\n" in lines
 
 
+@pytest.mark.parametrize("tpm", [1, 999, 1_000, 1_001, 40_000, 999_999, 1_000_000, 50_000_050])
+def test_numbers_of_any_length_are_written_out(tpm: int) -> None:
+    """What remains is a plain decimal number, without a digit lost between its thousands."""
+    assert Rates(None, tpm).headers(Meter(), NOW_S) == (
+        b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\n"
+        b"x-ratelimit-reset-tokens: 0s\r\n" % (tpm, tpm)
+    )
+
+
+def test_one_limit_alone_has_whole_lines() -> None:
+    """Three lines about what is limited, each ended, and nothing of the other limit."""
+    meter = Meter(requests_due_s=NOW_S + 10.0, tokens_due_s=NOW_S + 0.25)
+    assert Rates(60, None).headers(meter, NOW_S) == (
+        b"x-ratelimit-limit-requests: 60\r\nx-ratelimit-remaining-requests: 0\r\n"
+        b"x-ratelimit-reset-requests: 10s\r\n"
+    )
+    assert Rates(None, 600).headers(meter, NOW_S) == (
+        b"x-ratelimit-limit-tokens: 600\r\nx-ratelimit-remaining-tokens: 597\r\n"
+        b"x-ratelimit-reset-tokens: 250ms\r\n"
+    )
+
+
 @pytest.mark.parametrize("rpm", [1, 7, 20, 60, 3_500])
 def test_remaining_is_what_would_be_admitted(rpm: int) -> None:
     """Exactly as many requests as the header says are let in at that moment."""

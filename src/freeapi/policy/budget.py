@@ -23,6 +23,8 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import Final, NamedTuple
 
+from mypy_extensions import mypyc_attr
+
 from freeapi.errors import BudgetBusy, BudgetExhausted
 
 DAY_S: Final = 86_400
@@ -134,6 +136,7 @@ class _Account(_Pot):
         self.low = self.slice // 2 if leased < self.cap else 0
 
 
+@mypyc_attr(free_list_len=1)  # one for each request: the last one's memory is the next one's
 class Reservation:
     """A request's worst case, taken out of each account that it concerns.
 
@@ -249,9 +252,8 @@ class Budget:
             if account.left < amount_nanousd:
                 self._want(accounts, amount_nanousd, utc_s)
                 return None
-        share = None
-        if self._caps.caller_daily_nanousd is not None:
-            cap = self._caps.caller_daily_nanousd
+        share, cap = None, self._caps.caller_daily_nanousd
+        if cap is not None:
             share = self._shares.get(caller) or self._new_share(caller)
             if cap + share.left < amount_nanousd:
                 spent = -share.left - share.reserved

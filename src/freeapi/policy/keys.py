@@ -19,6 +19,8 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
+from mypy_extensions import mypyc_attr
+
 from freeapi import errors
 from freeapi.policy.failures import Failure
 from freeapi.policy.health import Breaker, KeyHealth, KeyState
@@ -142,6 +144,7 @@ class _Upstream:
         return best
 
 
+@mypyc_attr(free_list_len=1)  # one for each request: the last one's memory is the next one's
 class Lease:
     """The guard of one request with one key; ``release`` may be called any number of times."""
 

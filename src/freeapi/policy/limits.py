@@ -23,6 +23,8 @@ from collections import OrderedDict
 from operator import itemgetter
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from freeapi import errors
 from freeapi.policy.meter import UNLIMITED, Day, Meter, Rates, duration
 
@@ -68,6 +70,7 @@ class ModelBucket:
         self.rates = Rates(rpm, tpm)
 
 
+@mypyc_attr(free_list_len=1)  # one for each request: the last one's memory is the next one's
 class Admission:
     """A request that was let in: settled or cancelled once; any further call does nothing."""
 
