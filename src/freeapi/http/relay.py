@@ -30,6 +30,8 @@ from freeapi.http.usage import CacheCountHider, UsageEnds
 
 #: JSON answers up to this are sent whole; a chat answer of 16,000 tokens is about 100 KB.
 COLLECT_BYTES_MAX: Final = 1_048_576
+#: A length of fewer digits needs no reading to be below it.
+_LONG_DIGITS: Final = len(str(COLLECT_BYTES_MAX))
 #: As much of an error's body is kept; OpenAI's are under 1 KiB.
 ERROR_BYTES_MAX: Final = 65_536
 
@@ -99,7 +101,7 @@ class Relay:
         self.headers = headers
         if not 200 <= status < 300:
             return
-        if status not in wire.STATUS_LINES:
+        if status != 200 and status not in wire.STATUS_LINES:
             raise UpstreamGarbage  # no answer of the API, and no status that we could pass on
         coding = headers.get(b"content-encoding")
         if coding is not None and coding.lower() != b"identity":
@@ -115,6 +117,9 @@ class Relay:
             self._reply.last_words = _LAST_WORDS
             return
         given = headers.get(b"content-length")
+        if kind != "sound" and (given is None or len(given) < _LONG_DIGITS):
+            self._treat = Relay._collect
+            return
         length = None if given is None else int(given)
         if kind == "sound" or (length is not None and length > COLLECT_BYTES_MAX):
             self._start(b"", length)
@@ -205,7 +210,7 @@ class Relay:
     # --- heads ------------------------------------------------------------------------------------
 
     def _own_headers(self, more: bytes) -> bytes:
-        return b"content-type: " + self._content_type + b"\r\n" + more + self._headers
+        return b"content-type: %b\r\n%b%b" % (self._content_type, more, self._headers)
 
     def _start(self, more: bytes, length: int | None) -> None:
         self.started = True

@@ -79,11 +79,12 @@ class Reply:
         else:
             shown = b"" if self._bodiless else body
             self.body_bytes = len(shown)
-            head += b"content-length: " + str(len(body)).encode() + b"\r\n\r\n"
+            length = str(len(body)).encode()
             if len(shown) < wire.COPIED_BYTES_MAX:
-                connection.write(head + shown)
+                # A format of bytes alone is compiled to one allocation.
+                connection.write(b"%bcontent-length: %b\r\n\r\n%b" % (head, length, shown))
             else:
-                connection.write(head)
+                connection.write(b"%bcontent-length: %b\r\n\r\n" % (head, length))
                 connection.write(shown)
         self._finish(connection)
 
