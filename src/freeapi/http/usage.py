@@ -3,6 +3,7 @@
 ``usage_of`` reads one, in the spelling of any endpoint. ``find_usage`` finds it in a whole answer,
 ``UsageEnds`` in one that passes in pieces, whose middle nobody keeps. ``hide_cache_counts`` hides
 what others' prompts had to do with it, ``CacheCountHider`` does so for bytes that pass in pieces.
+``look_at_keys`` tells at little cost of most answers that there is nothing to hide.
 
 An answer may quote what its caller has sent (the schemas of tools, for one), so only a ``usage`` at
 the top of the answer counts: otherwise callers could set their own bill. What is left of a body on
