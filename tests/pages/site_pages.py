@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from freeapi.http.connection import Connection
+from freeapi.http.deadlines import Deadlines
 from freeapi.http.reply import Reply
+from freeapi.http.server import Server, ServerLimits
 from freeapi.http.wire import Peer, Request
 from freeapi.pages.site import Site
 from freeapi.pages.site_facts import SiteFacts
 
 
-class Outlet:
-    """A connection that keeps what is written."""
+class Outlet(asyncio.Transport):
+    """A socket that keeps what is written."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.written = b""
 
-    def head(self, reply: Reply, status: int, headers: bytes) -> bytes:
-        """As the connection would, without what is the same for all answers."""
-        return b"HTTP/1.1 %d\r\n%b" % (status, headers)
-
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Keep it."""
         self.written += data
 
-    def abort(self) -> None:
-        """The page never cuts."""
-        raise AssertionError("aborted")
 
-    def replied(self, reply: Reply) -> None:
-        """Nothing follows."""
+async def _written(site: Site, request: Request) -> bytes:
+    deadlines = Deadlines(asyncio.get_running_loop(), 60.0)
+    server = Server(site.answer, ServerLimits(1, 1, None), deadlines)
+    outlet, connection = Outlet(), Connection(server)
+    connection.connection_made(outlet)
+    site.answer(request, Reply(connection, request))
+    deadlines.close()
+    return outlet.written
 
 
 def fetch(site: Site, path: bytes, **headers: str) -> tuple[str, bytes]:
     """The head and the body of the answer to a GET; ``headers`` with underscores."""
     request = Request(Peer(""))
-    request.method, request.path = b"GET", path
+    request.method, request.path, request.keep_alive = b"GET", path, True
     for name, value in headers.items():
         request.add_header(name.replace("_", "-").encode(), value.encode())
-    outlet = Outlet()
-    site.answer(request, Reply(outlet, request))
-    head, _, body = outlet.written.partition(b"\r\n\r\n")
+    head, _, body = asyncio.run(_written(site, request)).partition(b"\r\n\r\n")
     return head.decode(), body
 
 

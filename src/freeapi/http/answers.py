@@ -42,7 +42,7 @@ class Answer(msgspec.Struct):
 class Whole(Answer):
     """A whole answer, and whether it reports an error."""
 
-    error: msgspec.Raw = msgspec.Raw(b"null")
+    error: object = None
 
 
 class ResponseEvent(msgspec.Struct):

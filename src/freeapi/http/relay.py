@@ -19,6 +19,7 @@ Nothing of the upstream's head goes down but the status, the content type and th
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from freeapi.errors import FreeApiError, ShuttingDown, UpstreamGarbage
 from freeapi.http import wire
@@ -28,16 +29,18 @@ from freeapi.http.sse import EventStream, error_event, read_answer
 from freeapi.http.usage import CacheCountHider, UsageEnds
 
 #: JSON answers up to this are sent whole; a chat answer of 16,000 tokens is about 100 KB.
-COLLECT_BYTES_MAX = 1_048_576
+COLLECT_BYTES_MAX: Final = 1_048_576
+#: A length of fewer digits needs no reading to be below it.
+_LONG_DIGITS: Final = len(str(COLLECT_BYTES_MAX))
 #: As much of an error's body is kept; OpenAI's are under 1 KiB.
-ERROR_BYTES_MAX = 65_536
+ERROR_BYTES_MAX: Final = 65_536
 
 #: Kinds of content that no text is looked for in.
 _SOUND = (b"audio/", b"application/octet-stream")
 #: Of a stream that we have to end before the upstream does.
-_LAST_WORDS = error_event(ShuttingDown())
-_JSON = b"application/json"
-_STREAM_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+_LAST_WORDS: Final = error_event(ShuttingDown())
+_JSON: Final = b"application/json"
+_STREAM_HEADERS: Final = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
 class Relay:
@@ -66,6 +69,7 @@ class Relay:
         self._reply = reply
         self._headers = headers
         self._hides_usage = hides_usage
+        #: Of an event stream, which is treated by it.
         self._events: EventStream | None = None
         #: Of a JSON body that is passed on read by read; None: nothing in it is a count.
         self._hider: CacheCountHider | None = None
@@ -97,7 +101,7 @@ class Relay:
         self.headers = headers
         if not 200 <= status < 300:
             return
-        if status not in wire.STATUS_LINES:
+        if status != 200 and status not in wire.STATUS_LINES:
             raise UpstreamGarbage  # no answer of the API, and no status that we could pass on
         coding = headers.get(b"content-encoding")
         if coding is not None and coding.lower() != b"identity":
@@ -111,9 +115,11 @@ class Relay:
             self._events = EventStream(hides_usage=self._hides_usage)
             self._start(_STREAM_HEADERS, None)
             self._reply.last_words = _LAST_WORDS
-            self._treat = Relay._pass_events
             return
         given = headers.get(b"content-length")
+        if kind != "sound" and (given is None or len(given) < _LONG_DIGITS):
+            self._treat = Relay._collect
+            return
         length = None if given is None else int(given)
         if kind == "sound" or (length is not None and length > COLLECT_BYTES_MAX):
             self._start(b"", length)
@@ -123,7 +129,12 @@ class Relay:
 
     def on_data(self, data: bytes) -> None:
         """Treat one read of the body."""
-        self._treat(self, data)
+        if self._events is None:
+            self._treat(self, data)
+            return
+        whole = self._events.feed(data)
+        if whole:
+            self._reply.write(whole)
 
     def on_end(self) -> None:
         """Close the caller's answer as the upstream closed its own."""
@@ -165,12 +176,6 @@ class Relay:
 
     # --- treatments of a read, chosen by on_head --------------------------------------------------
 
-    def _pass_events(self, data: bytes) -> None:
-        assert self._events is not None
-        whole = self._events.feed(data)
-        if whole:
-            self._reply.write(whole)
-
     def _collect(self, data: bytes) -> None:
         self._pieces.append(data)
         self._collected_bytes += len(data)
@@ -205,7 +210,7 @@ class Relay:
     # --- heads ------------------------------------------------------------------------------------
 
     def _own_headers(self, more: bytes) -> bytes:
-        return b"content-type: " + self._content_type + b"\r\n" + more + self._headers
+        return b"content-type: %b\r\n%b%b" % (self._content_type, more, self._headers)
 
     def _start(self, more: bytes, length: int | None) -> None:
         self.started = True

@@ -8,10 +8,13 @@ HTTP/1.0. Flow control runs the other way: the connection pauses and resumes ``s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from freeapi.errors import FreeApiError
 from freeapi.http import wire
+
+if TYPE_CHECKING:
+    from freeapi.http.connection import Connection
 
 
 class Source(Protocol):
@@ -22,22 +25,6 @@ class Source(Protocol):
 
     def resume_reading(self) -> None:
         """The caller has caught up."""
-
-
-class Outlet(Protocol):
-    """The connection, as far as a reply needs it."""
-
-    def head(self, reply: Reply, status: int, headers: bytes) -> bytes:
-        """Status line and headers, without the framing's."""
-
-    def write(self, data: bytes) -> None:
-        """Send now."""
-
-    def abort(self) -> None:
-        """Close at once."""
-
-    def replied(self, reply: Reply) -> None:
-        """The reply is complete."""
 
 
 class Reply:
@@ -60,8 +47,8 @@ class Reply:
         "status",
     )
 
-    def __init__(self, connection: Outlet, request: wire.Request) -> None:
-        self._connection: Outlet | None = connection
+    def __init__(self, connection: Connection, request: wire.Request) -> None:
+        self._connection: Connection | None = connection
         self._bodiless = request.method == b"HEAD"
         self.http10 = request.http10
         self._chunked = not request.http10
@@ -92,11 +79,12 @@ class Reply:
         else:
             shown = b"" if self._bodiless else body
             self.body_bytes = len(shown)
-            head += b"content-length: " + str(len(body)).encode() + b"\r\n\r\n"
+            length = str(len(body)).encode()
             if len(shown) < wire.COPIED_BYTES_MAX:
-                connection.write(head + shown)
+                # A format of bytes alone is compiled to one allocation.
+                connection.write(b"%bcontent-length: %b\r\n\r\n%b" % (head, length, shown))
             else:
-                connection.write(head)
+                connection.write(b"%bcontent-length: %b\r\n\r\n" % (head, length))
                 connection.write(shown)
         self._finish(connection)
 
@@ -159,7 +147,7 @@ class Reply:
         if on_gone is not None:
             on_gone()
 
-    def _finish(self, connection: Outlet) -> None:
+    def _finish(self, connection: Connection) -> None:
         self._forget()
         connection.replied(self)
 
