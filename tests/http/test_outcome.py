@@ -88,6 +88,19 @@ async def test_cancel_leaves_an_outcome_alone() -> None:
     assert steps.seen == ["begun", "client_gone"]
 
 
+async def test_cancelled_during_an_outcome_it_waits_for_no_future() -> None:
+    """The next one that it would wait for is cancelled at once."""
+    steps, outcome = Steps(), Outcome()
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    run = Run(steps.wait(outcome, future))
+    run.start()
+    run.cancel()
+    outcome.resolve(None)
+    await asyncio.sleep(0)
+    assert future.cancelled()
+    assert steps.seen == ["begun", "went on", "cancelled"]
+
+
 async def test_mistake_is_raised_where_it_was_woken() -> None:
     """What a coroutine doesn't catch reaches who resolved."""
 

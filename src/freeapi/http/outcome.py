@@ -81,25 +81,28 @@ class Run:
     was woken, but for CancelledError.
     """
 
-    __slots__ = ("_steps", "_waits_for")
+    __slots__ = ("_is_cancelled", "_steps", "_waits_for")
 
     def __init__(self, coroutine: Coroutine[Any, None, None]) -> None:
         self._steps = coroutine.__await__()
         #: A future, while it waits for one.
         self._waits_for: asyncio.Future[Any] | None = None
+        self._is_cancelled = False
 
     def start(self) -> None:
         """Take the first steps, up to the first wait or the end."""
         self._step()
 
     def cancel(self) -> None:
-        """Cancel the future that it waits for, which raises CancelledError there.
+        """Cancel the future that it waits for, or the next one, which raises CancelledError there.
 
-        One that isn't waiting for a future (but for an outcome, or not at all) isn't touched: it
-        has to see for itself that nobody wants it any more.
+        One that waits for an outcome isn't touched before: it has to see for itself that nobody
+        wants it any more.
         """
         if self._waits_for is not None:
             self._waits_for.cancel()
+        else:
+            self._is_cancelled = True
 
     def _step(self) -> None:
         try:
@@ -116,6 +119,9 @@ class Run:
         waits_for._asyncio_future_blocking = False
         self._waits_for = waits_for
         waits_for.add_done_callback(self._go_on)
+        if self._is_cancelled:
+            self._is_cancelled = False
+            waits_for.cancel()
 
     def _go_on(self, future: asyncio.Future[Any]) -> None:
         """The future raises or returns by itself where it is awaited."""
