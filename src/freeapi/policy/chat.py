@@ -1,19 +1,20 @@
 """Chat completions: which messages, tools and options may be sent, and the ceiling put on them.
 
-The plan: after the ceiling and the stream, the messages, each an object of raw fields and, where
-its content is a list, its parts the same; then, for the few requests that have more than the common
-fields, what costs, stores or answers in sound.
+The plan: a plain request is decoded and checked in one scan (``messages``). All others, and all
+errors, take the long way: after the ceiling and the stream, the messages, each an object of raw
+fields and, where its content is a list, its parts the same; then what costs, stores or answers in
+sound.
 
 What this is not: no check of roles, of tool calls or of what a message says.
 
 Invariants:
 - The output ceiling is always in the body, in the one field that the model's upstream obeys.
-- A plain message (known fields, text for content) fares the same by the short way and the long one.
+- A plain request fares the same by the short way and the long one, and nobody has to be told a
+  word about it.
 """
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
 import msgspec
@@ -21,10 +22,12 @@ from msgspec import Raw
 
 from freeapi.errors import InvalidValue, UnsupportedParameter
 from freeapi.policy.draft import (
+    BYTES_PER_TOKEN,
     ITEMS_MAX,
     NULL,
     OBJECTS,
     OBJECTS_OR_NULL,
+    OWN_TOOLS,
     STRINGS_OR_NULL,
     TOKENS_PER_MESSAGE,
     TOKENS_PER_TOOL,
@@ -36,22 +39,42 @@ from freeapi.policy.draft import (
     check_tools,
     decode,
     drop_dear_tier,
+    find_model,
     lowered,
     take_choices,
     take_count,
 )
-from freeapi.policy.fields import Fields, apply, kept
-from freeapi.policy.messages import PlainMessage, decode_messages
-from freeapi.policy.parts import CHAT_PARTS, check_content
-from freeapi.policy.tables import CHAT_FIELDS, MESSAGE_FIELDS, TOOL_FIELDS
+from freeapi.policy.fields import Fields, apply, has_only, kept
+from freeapi.policy.messages import (
+    USAGE_ONLY,
+    PlainMessage,
+    PlainRequest,
+    PlainTool,
+    StreamOptions,
+    decode_plain,
+    encode_plain,
+)
+from freeapi.policy.models import Model, ModelTable
+from freeapi.policy.parts import CHAT_PARTS, QUOTE, check_content, first_byte
+from freeapi.policy.tables import (
+    CHAT_FIELDS,
+    MESSAGE_FIELDS,
+    STREAM_OPTION_FIELDS,
+    TOOL_FIELDS,
+)
 
-#: Of what supports the buffer protocol; a third of what a memoryview takes.
-_first_byte: Final = struct.Struct("c").unpack_from
-_QUOTE: Final = (b'"',)
+#: How JSON values begin that a plain message has for content.
+_TEXT_OR_NULL: Final = (QUOTE, (b"n",))
 _NOT_STORED: Final = (Raw(b"false"), NULL)
 _MESSAGE_KEPT: Final = kept(MESSAGE_FIELDS)
-assert frozenset(PlainMessage.__struct_fields__) <= _MESSAGE_KEPT, "a plain message is checked"
 _KEPT: Final = kept(CHAT_FIELDS)
+for _shape, _passing in (
+    (PlainRequest, _KEPT),
+    (PlainMessage, _MESSAGE_KEPT),
+    (PlainTool, kept(TOOL_FIELDS)),
+    (StreamOptions, kept(STREAM_OPTION_FIELDS)),
+):
+    assert _passing.issuperset(_shape.__struct_fields__), f"{_shape} has a field that can't pass"
 #: With these fields alone, a request is done after the checks that every request needs.
 _COMMON: Final = _KEPT - {
     "n",
@@ -62,6 +85,91 @@ _COMMON: Final = _KEPT - {
     "modalities",
 }
 
+# --- The short way --------------------------------------------------------------------------------
+
+
+def prepare_plain(body: bytes, table: ModelTable) -> Prepared | None:
+    """A plain request as it may be sent. None: it isn't plain, and has to go the long way.
+
+    Raises ModelNotFound, and InvalidValue if the model is for other endpoints.
+    """
+    try:
+        request = decode_plain(body)
+    except msgspec.DecodeError:
+        return None
+    if not _is_plain(request):
+        return None
+    model = find_model("chat", request.model, table)
+    request.model = model.upstream_model
+    ceiling, adjusted = _put_plain_ceiling(request, model)
+    stream, hides_usage = _ask_plain_usage(request)
+    extra_tokens = TOKENS_PER_MESSAGE * len(request.messages)
+    tools = request.tools
+    if tools is not None:
+        extra_tokens += TOKENS_PER_TOOL * len(tools)
+    sent = encode_plain(request)
+    size = len(sent)
+    estimated, bound = size // BYTES_PER_TOKEN, size + extra_tokens
+    return Prepared(
+        "chat", sent, model, stream, hides_usage, estimated, ceiling, bound, 0, adjusted
+    )
+
+
+def _is_plain(request: PlainRequest) -> bool:
+    """What is left to check: no parts in messages, no hosted tools, nothing that contradicts."""
+    for message in request.messages:
+        if first_byte(message.content) not in _TEXT_OR_NULL:
+            return False
+    tools = request.tools
+    if tools is not None:
+        for tool in tools:
+            if tool.type not in OWN_TOOLS:
+                return False
+    if request.stream_options is not None and not request.stream:
+        return False
+    return request.max_tokens is None or request.max_completion_tokens is None
+
+
+def _put_plain_ceiling(request: PlainRequest, model: Model) -> tuple[int, bytes]:
+    """The ceiling, put in the model's one field, and what the caller is told about it."""
+    name, asked = "max_tokens", request.max_tokens
+    if asked is None:
+        name, asked = "max_completion_tokens", request.max_completion_tokens
+    ceiling, adjusted = model.max_output_tokens, b""
+    if asked is not None:
+        if asked > ceiling:
+            adjusted = f"{name}={ceiling}".encode("ascii")
+        else:
+            ceiling = asked
+        # One of the two is the field that is put below.
+        request.max_tokens = request.max_completion_tokens = None
+    if model.output_field == "max_tokens":
+        request.max_tokens = ceiling
+    else:
+        request.max_completion_tokens = ceiling
+    return ceiling, adjusted
+
+
+def _ask_plain_usage(request: PlainRequest) -> tuple[bool, bool]:
+    """Whether it streams, and whether the usage chunk is for us alone."""
+    stream = request.stream
+    if stream is None:
+        return False, False
+    if not stream:
+        request.stream = None
+        return False, False
+    options = request.stream_options
+    if options is None:
+        request.stream_options = USAGE_ONLY
+        return True, True
+    if options.include_usage:
+        return True, False
+    options.include_usage = True
+    return True, True
+
+
+# --- The long way ---------------------------------------------------------------------------------
+
 
 def prepare(draft: Draft) -> Prepared:
     """The body of ``POST /v1/chat/completions`` as it may be sent."""
@@ -69,11 +177,11 @@ def prepare(draft: Draft) -> Prepared:
     stream, hides_usage = ask_usage(draft)
     extra_tokens = TOKENS_PER_MESSAGE * _check_messages(draft)
     choices = 1
-    if not _COMMON.issuperset(draft.fields):
+    if not has_only(draft.fields, _COMMON):
         choices = take_choices(draft)
         extra_tokens += TOKENS_PER_TOOL * _check_tools(draft)
         _check_extras(draft)
-        if not _KEPT.issuperset(draft.fields):
+        if not has_only(draft.fields, _KEPT):
             apply(CHAT_FIELDS, draft.fields, draft.changes, "")
     return draft.finish(stream, hides_usage, choices * ceiling, extra_tokens)
 
@@ -96,12 +204,8 @@ def _put_ceiling(draft: Draft) -> int:
 
 
 def _check_messages(draft: Draft) -> int:
-    """How many messages there are; about 0.5 µs each, 1 µs and its parts' where one is a list."""
+    """How many messages there are; about 1 µs each, and its parts'."""
     given = draft.fields.get("messages", NULL)
-    plain = _plain_messages(given)
-    if plain is not None:
-        draft.fields["messages"] = plain
-        return len(plain)
     messages: list[Fields] = decode(OBJECTS, given, "messages", "a list of messages (objects)")
     if not 1 <= len(messages) <= ITEMS_MAX:
         raise InvalidValue(param="messages", problem=f"there must be 1 to {ITEMS_MAX} of them")
@@ -111,28 +215,10 @@ def _check_messages(draft: Draft) -> int:
     return len(messages)
 
 
-def _plain_messages(given: Raw) -> list[PlainMessage] | None:
-    """The messages if all of them are plain text, as most are: a third of what else it takes."""
-    try:
-        messages = decode_messages(given)
-    except msgspec.DecodeError:
-        return None
-    if not 1 <= len(messages) <= ITEMS_MAX:
-        return None
-    for message in messages:
-        # The first byte tells what a JSON value is: here a string, or null.
-        if _first_byte(message.role) != _QUOTE:
-            return None
-        content = message.content
-        if _first_byte(content) != _QUOTE and content != NULL:
-            return None
-    return messages
-
-
 def _check_message(draft: Draft, message: Fields, path: str) -> None:
-    if not _MESSAGE_KEPT.issuperset(message):
+    if not has_only(message, _MESSAGE_KEPT):
         apply(MESSAGE_FIELDS, message, draft.changes, f"{path}.")
-    check_text(message, "role", f"{path}.")
+    message["role"] = check_text(message, "role", f"{path}.")
     check_content(draft, message, "content", path, CHAT_PARTS)
 
 

@@ -196,7 +196,7 @@ class Draft:
 
 
 def open_draft(endpoint: Endpoint, body: bytes, table: ModelTable, rules: Rules) -> Draft:
-    """The body's fields, the model put under its upstream's name.
+    """The fields of a body in UTF-8, the model put under its upstream's name.
 
     Raises InvalidJson, InvalidValue, ModelNotFound.
     """
@@ -210,15 +210,23 @@ def open_draft(endpoint: Endpoint, body: bytes, table: ModelTable, rules: Rules)
     return Draft(endpoint, fields, Changes(rules.unknown_fields == "refuse"), model, rules.n_max)
 
 
+def check_encoding(body: bytes) -> None:
+    """msgspec doesn't look at the UTF-8 of what it leaves raw, and upstreams differ there.
+
+    Raises InvalidJson.
+    """
+    if body.isascii():
+        return
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidJson(problem=f"it is not UTF-8 at byte {error.start}") from None
+
+
 def _split(body: bytes) -> Fields:
     """The top level's raw fields. Raises InvalidJson."""
     try:
-        # msgspec doesn't look at the UTF-8 of what it leaves raw, and upstreams differ there.
-        if not body.isascii():
-            body.decode("utf-8")
         return _OBJECT.decode(body)
-    except UnicodeDecodeError as error:
-        raise InvalidJson(problem=f"it is not UTF-8 at byte {error.start}") from None
     except msgspec.ValidationError:
         raise InvalidJson(problem="it is not an object") from None
     except msgspec.DecodeError:
