@@ -48,33 +48,30 @@ from freeapi.policy.fields import Fields, apply, has_only, kept
 from freeapi.policy.messages import (
     USAGE_ONLY,
     PlainMessage,
+    PlainParts,
     PlainRequest,
     PlainTool,
-    StreamOptions,
-    decode_plain,
-    encode_plain,
 )
 from freeapi.policy.models import Model, ModelTable
 from freeapi.policy.parts import CHAT_PARTS, QUOTE, check_content, first_byte
 from freeapi.policy.tables import (
     CHAT_FIELDS,
     MESSAGE_FIELDS,
-    STREAM_OPTION_FIELDS,
     TOOL_FIELDS,
 )
 
-#: How JSON values begin that a plain message has for content.
-_TEXT_OR_NULL: Final = (QUOTE, (b"n",))
+_decode_plain: Final = msgspec.json.Decoder(PlainRequest).decode
+_decode_parts: Final = msgspec.json.Decoder(PlainParts).decode
+_encode: Final = msgspec.json.Encoder().encode
+#: As in ``parts``; compiled, what a module has itself is found without a look-up.
+_first_byte: Final = first_byte
+#: How ``null`` begins.
+_N: Final = 0x6E
+#: Kinds of parts that are no more than their text.
+_TEXT_TYPES: Final = (Raw(b'"text"'), Raw(b'"refusal"'))
 _NOT_STORED: Final = (Raw(b"false"), NULL)
 _MESSAGE_KEPT: Final = kept(MESSAGE_FIELDS)
 _KEPT: Final = kept(CHAT_FIELDS)
-for _shape, _passing in (
-    (PlainRequest, _KEPT),
-    (PlainMessage, _MESSAGE_KEPT),
-    (PlainTool, kept(TOOL_FIELDS)),
-    (StreamOptions, kept(STREAM_OPTION_FIELDS)),
-):
-    assert _passing.issuperset(_shape.__struct_fields__), f"{_shape} has a field that can't pass"
 #: With these fields alone, a request is done after the checks that every request needs.
 _COMMON: Final = _KEPT - {
     "n",
@@ -94,54 +91,84 @@ def prepare_plain(body: bytes, table: ModelTable) -> Prepared | None:
     Raises ModelNotFound, and InvalidValue if the model is for other endpoints.
     """
     try:
-        request = decode_plain(body)
+        request = _decode_plain(body)
     except msgspec.DecodeError:
         return None
-    if not _is_plain(request):
+    # Each attribute is read once: in an object of msgspec's that takes as long as a small function.
+    messages, tools, stream = request.messages, request.tools, request.stream
+    older, newer = request.max_tokens, request.max_completion_tokens
+    if not _are_texts(messages) or (tools is not None and not _are_own(tools)):
+        return None
+    if older is not None and newer is not None:
+        return None
+    if not stream and request.stream_options is not None:
         return None
     model = find_model("chat", request.model, table)
     request.model = model.upstream_model
-    ceiling, adjusted = _put_plain_ceiling(request, model)
-    stream, hides_usage = _ask_plain_usage(request)
-    extra_tokens = TOKENS_PER_MESSAGE * len(request.messages)
-    tools = request.tools
+    ceiling, adjusted = _put_plain_ceiling(request, model, older, newer)
+    hides_usage = False
+    if stream:
+        hides_usage = _ask_plain_usage(request)
+    elif stream is not None:
+        request.stream = None
+    sent = _encode(request)
+    size = len(sent)
+    extra_tokens = TOKENS_PER_MESSAGE * len(messages)
     if tools is not None:
         extra_tokens += TOKENS_PER_TOOL * len(tools)
-    sent = encode_plain(request)
-    size = len(sent)
-    estimated, bound = size // BYTES_PER_TOKEN, size + extra_tokens
     return Prepared(
-        "chat", sent, model, stream, hides_usage, estimated, ceiling, bound, 0, adjusted
+        "chat",
+        sent,
+        model,
+        stream is True,
+        hides_usage,
+        size // BYTES_PER_TOKEN,
+        ceiling,
+        size + extra_tokens,
+        0,
+        adjusted,
     )
 
 
-def _is_plain(request: PlainRequest) -> bool:
-    """What is left to check: no parts in messages, no hosted tools, nothing that contradicts."""
-    for message in request.messages:
-        if first_byte(message.content) not in _TEXT_OR_NULL:
+def _are_texts(messages: list[PlainMessage]) -> bool:
+    """Whether all of them have for content a string, nothing, or parts of text, now decoded."""
+    for message in messages:
+        content = message.content
+        first: int = _first_byte(content)[0]
+        if first in (QUOTE, _N):
+            continue
+        try:
+            parts = _decode_parts(content)
+        except msgspec.DecodeError:
             return False
-    tools = request.tools
-    if tools is not None:
-        for tool in tools:
-            if tool.type not in OWN_TOOLS:
-                return False
-    if request.stream_options is not None and not request.stream:
-        return False
-    return request.max_tokens is None or request.max_completion_tokens is None
+        if not all(part.type in _TEXT_TYPES for part in parts):
+            return False
+        message.content = parts  # type: ignore[assignment] # from here on it is only encoded
+    return True
 
 
-def _put_plain_ceiling(request: PlainRequest, model: Model) -> tuple[int, bytes]:
-    """The ceiling, put in the model's one field, and what the caller is told about it."""
-    name, asked = "max_tokens", request.max_tokens
-    if asked is None:
-        name, asked = "max_completion_tokens", request.max_completion_tokens
-    ceiling, adjusted = model.max_output_tokens, b""
+def _are_own(tools: list[PlainTool]) -> bool:
+    """Whether they are tools that the caller runs."""
+    return all(tool.type in OWN_TOOLS for tool in tools)
+
+
+def _put_plain_ceiling(
+    request: PlainRequest, model: Model, older: int | None, newer: int | None
+) -> tuple[int, bytes]:
+    """The ceiling, put in the model's one field, and what the caller is told about it.
+
+    At most one was asked for, by the field's older name or its newer one.
+    """
+    ceiling: int = model.max_output_tokens
+    adjusted = b""
+    asked = newer if older is None else older
     if asked is not None:
         if asked > ceiling:
+            name = "max_tokens" if newer is None else "max_completion_tokens"
             adjusted = f"{name}={ceiling}".encode("ascii")
         else:
             ceiling = asked
-        # One of the two is the field that is put below.
+        # One of the two is put back below.
         request.max_tokens = request.max_completion_tokens = None
     if model.output_field == "max_tokens":
         request.max_tokens = ceiling
@@ -150,22 +177,16 @@ def _put_plain_ceiling(request: PlainRequest, model: Model) -> tuple[int, bytes]
     return ceiling, adjusted
 
 
-def _ask_plain_usage(request: PlainRequest) -> tuple[bool, bool]:
-    """Whether it streams, and whether the usage chunk is for us alone."""
-    stream = request.stream
-    if stream is None:
-        return False, False
-    if not stream:
-        request.stream = None
-        return False, False
+def _ask_plain_usage(request: PlainRequest) -> bool:
+    """Whether the usage chunk is for us alone."""
     options = request.stream_options
     if options is None:
         request.stream_options = USAGE_ONLY
-        return True, True
+        return True
     if options.include_usage:
-        return True, False
+        return False
     options.include_usage = True
-    return True, True
+    return True
 
 
 # --- The long way ---------------------------------------------------------------------------------

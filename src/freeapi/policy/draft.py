@@ -210,19 +210,6 @@ def open_draft(endpoint: Endpoint, body: bytes, table: ModelTable, rules: Rules)
     return Draft(endpoint, fields, Changes(rules.unknown_fields == "refuse"), model, rules.n_max)
 
 
-def check_encoding(body: bytes) -> None:
-    """msgspec doesn't look at the UTF-8 of what it leaves raw, and upstreams differ there.
-
-    Raises InvalidJson.
-    """
-    if body.isascii():
-        return
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidJson(problem=f"it is not UTF-8 at byte {error.start}") from None
-
-
 def _split(body: bytes) -> Fields:
     """The top level's raw fields. Raises InvalidJson."""
     try:

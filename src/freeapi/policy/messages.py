@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from freeapi.policy.draft import ITEMS_MAX, TOOLS_MAX
+from freeapi.policy.parts import PARTS_MAX
 
 #: Names that the tables don't let through aren't there. Encoded, an object has the fields that it
 #: came with, as they were, and once each; where a type has None, a null is left out.
@@ -19,7 +20,7 @@ _Count = Annotated[int, Meta(ge=1)]
 
 
 class PlainMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """Still to be checked: whether the content is text."""
+    """Still to be checked: whether the content is text, or a list of ``PlainParts``."""
 
     role: str
     content: Raw = Raw(b"null")
@@ -27,8 +28,18 @@ class PlainMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     refusal: Raw = Raw()
     tool_calls: Raw = Raw()
     tool_call_id: Raw = Raw()
-    function_call: Raw = Raw()
     reasoning_content: Raw = Raw()
+
+
+class PlainPart(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """Still to be checked: whether its type is one of text."""
+
+    type: Raw
+    text: Raw = Raw()
+    refusal: Raw = Raw()
+
+
+PlainParts = Annotated[list[PlainPart], Meta(max_length=PARTS_MAX)]
 
 
 class PlainTool(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
@@ -74,6 +85,3 @@ class PlainRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
 
 #: For who streams and didn't ask for the usage; not to be changed.
 USAGE_ONLY: Final = StreamOptions(include_usage=True)
-#: Raises msgspec.DecodeError for every other request, which may be a good one all the same.
-decode_plain: Final = msgspec.json.Decoder(PlainRequest).decode
-encode_plain: Final = msgspec.json.Encoder().encode

@@ -44,9 +44,9 @@ IMAGES_MAX: Final = 128
 _DATA_URLS: Final = tuple(f"data:image/{kind};base64," for kind in ("png", "jpeg", "gif", "webp"))
 
 #: Of what supports the buffer protocol; a third of what a memoryview takes.
-first_byte: Final = struct.Struct("c").unpack_from
+first_byte: Final = struct.Struct("B").unpack_from
 #: The first byte tells what a JSON value is: here a string.
-QUOTE: Final = (b'"',)
+QUOTE: Final = 0x22
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 _RAW_LIST: Final[msgspec.json.Decoder[list[Raw] | None]] = msgspec.json.Decoder(list[Raw] | None)
@@ -70,7 +70,7 @@ def check_content(draft: Draft, holder: Fields, name: str, path: str, kinds: Kin
     Returns whether there is any. Raises InvalidValue, UnsupportedParameter.
     """
     given = holder.get(name, NULL)
-    if first_byte(given) == QUOTE:
+    if first_byte(given)[0] == QUOTE:
         return True
     wanted = "a string or a list of parts (objects)"
     content = decode(OBJECTS_OR_NULL, given, f"{path}.{name}", wanted)

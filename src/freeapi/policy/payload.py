@@ -19,7 +19,7 @@ from typing import Final
 
 from freeapi.errors import InvalidJson
 from freeapi.policy import chat, completions, media, plain, responses
-from freeapi.policy.draft import Draft, Prepared, Rules, check_encoding, open_draft
+from freeapi.policy.draft import Draft, Prepared, Rules, open_draft
 from freeapi.policy.models import Endpoint, ModelTable
 
 __all__ = ["Prepared", "Rules", "prepare"]
@@ -42,7 +42,7 @@ def prepare(endpoint: Endpoint, body: bytes, table: ModelTable, rules: Rules) ->
     O(bytes): about 4 µs for a short chat, of which msgspec takes 2.
     """
     try:
-        check_encoding(body)
+        _check_encoding(body)
         if endpoint == "chat":
             prepared = chat.prepare_plain(body, table)
             if prepared is not None:
@@ -51,3 +51,16 @@ def prepare(endpoint: Endpoint, body: bytes, table: ModelTable, rules: Rules) ->
     except RecursionError:
         # msgspec's way to say so; how deep is too deep depends on the interpreter.
         raise InvalidJson(problem="it is nested too deeply") from None
+
+
+def _check_encoding(body: bytes) -> None:
+    """msgspec doesn't look at the UTF-8 of what it leaves raw, and upstreams differ there.
+
+    Raises InvalidJson.
+    """
+    if body.isascii():
+        return
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidJson(problem=f"it is not UTF-8 at byte {error.start}") from None
