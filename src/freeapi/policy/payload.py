@@ -39,7 +39,7 @@ def prepare(endpoint: Endpoint, body: bytes, table: ModelTable, rules: Rules) ->
     """The body of a POST to the endpoint as it may be sent.
 
     Raises InvalidJson, InvalidValue, UnsupportedParameter, ModelNotFound: nothing was taken yet.
-    O(bytes): about 4 µs for a short chat, of which msgspec takes 2.
+    O(bytes): a short chat takes 17,000 instructions, of which msgspec takes 10,000.
     """
     try:
         _check_encoding(body)
