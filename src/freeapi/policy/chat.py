@@ -9,8 +9,8 @@ What this is not: no check of roles, of tool calls or of what a message says.
 
 Invariants:
 - The output ceiling is always in the body, in the one field that the model's upstream obeys.
-- A plain request fares the same by the short way and the long one, and nobody has to be told a
-  word about it.
+- A plain request fares the same by the short way and the long one: what is sent means the same, and
+  the same is reserved and told.
 """
 
 from __future__ import annotations
