@@ -20,6 +20,8 @@ from freeapi.errors import (
     ModelNotFound,
     UnsupportedParameter,
 )
+from freeapi.policy import chat
+from freeapi.policy.draft import open_draft
 from freeapi.policy.fields import Rule, kept
 from freeapi.policy.models import PATHS, Endpoint, Model, ModelTable
 from freeapi.policy.payload import Prepared, Rules, prepare
@@ -116,6 +118,9 @@ SEEDS = (
     b'{"model":"a","input":"a","previous_response_id":"r","input":[{"type":"item_reference"}]}',
     b'{"model":"b","input":"hi","voice":"alloy","stream_format":"sse","instructions":"x"}',
     b'{"prompt":"a cat","n":2,"size":"auto","partial_images":3,"output_format":"png"}',
+    b'{"model":"a","messages":[{"role":"user","content":"a","role":"tool"},{"role":"\\u0075","content":'
+    b'[{"type":"refusal","refusal":"no","type":"text","text":[]}]}],"messages":[{"role":"user"}],"n":1,'
+    b'"tools":[{"type":"custom","custom":{"name":"c"}}],"stream":true,"max_completion_tokens":200}',
     b"\xef\xbb\xbf{}",
     b"[" * 100,
 )
@@ -260,10 +265,40 @@ def check(data: bytes) -> None:
     """The body is refused, or what is sent instead is sound and stays as it is."""
     for endpoint in TABLES:
         for rules in RULES:
+            if endpoint == "chat" and is_utf8(data):
+                check_shortcut(data, rules)
             sent = prepared(endpoint, data, rules)
             if sent is not None:
                 check_sent(sent, rules)
                 check_again(sent, rules)
+
+
+def is_utf8(data: bytes) -> bool:
+    """Other bodies get to neither way."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def told(prepared_so: Callable[[], Prepared]) -> list[object]:
+    """All that the rest of the gateway, the upstream or the caller is told of a request."""
+    try:
+        sent = prepared_so()
+    except (InvalidJson, InvalidValue, UnsupportedParameter, ModelNotFound) as error:
+        return [type(error), error.message]
+    except RecursionError:  # which ``prepare`` words
+        return [InvalidJson, InvalidJson(problem="it is nested too deeply").message]
+    facts = {name: getattr(sent, name) for name in Prepared.__slots__ if name != "body"}
+    return [json.loads(sent.body), len(sent.body), facts]
+
+
+def check_shortcut(body: bytes, rules: Rules) -> None:
+    """A chat request fares the same whether or not it is looked at as a plain one first."""
+    assert told(lambda: prepare("chat", body, TABLE, rules)) == told(
+        lambda: chat.prepare(open_draft("chat", body, TABLE, rules))
+    )
 
 
 def check_again(sent: Prepared, rules: Rules) -> None:

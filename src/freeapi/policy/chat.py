@@ -1,19 +1,20 @@
 """Chat completions: which messages, tools and options may be sent, and the ceiling put on them.
 
-The plan: after the ceiling and the stream, the messages, each an object of raw fields and, where
-its content is a list, its parts the same; then, for the few requests that have more than the common
-fields, what costs, stores or answers in sound.
+The plan: a plain request is decoded and checked in one scan (``messages``). All others, and all
+errors, take the long way: after the ceiling and the stream, the messages, each an object of raw
+fields and, where its content is a list, its parts the same; then what costs, stores or answers in
+sound.
 
 What this is not: no check of roles, of tool calls or of what a message says.
 
 Invariants:
 - The output ceiling is always in the body, in the one field that the model's upstream obeys.
-- A plain message (known fields, text for content) fares the same by the short way and the long one.
+- A plain request fares the same by the short way and the long one: what is sent means the same, and
+  the same is reserved and told.
 """
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
 import msgspec
@@ -21,10 +22,12 @@ from msgspec import Raw
 
 from freeapi.errors import InvalidValue, UnsupportedParameter
 from freeapi.policy.draft import (
+    BYTES_PER_TOKEN,
     ITEMS_MAX,
     NULL,
     OBJECTS,
     OBJECTS_OR_NULL,
+    OWN_TOOLS,
     STRINGS_OR_NULL,
     TOKENS_PER_MESSAGE,
     TOKENS_PER_TOOL,
@@ -36,21 +39,38 @@ from freeapi.policy.draft import (
     check_tools,
     decode,
     drop_dear_tier,
+    find_model,
     lowered,
     take_choices,
     take_count,
 )
-from freeapi.policy.fields import Fields, apply, kept
-from freeapi.policy.messages import PlainMessage, decode_messages
-from freeapi.policy.parts import CHAT_PARTS, check_content
-from freeapi.policy.tables import CHAT_FIELDS, MESSAGE_FIELDS, TOOL_FIELDS
+from freeapi.policy.fields import Fields, apply, has_only, kept
+from freeapi.policy.messages import (
+    USAGE_ONLY,
+    PlainMessage,
+    PlainParts,
+    PlainRequest,
+    PlainTool,
+)
+from freeapi.policy.models import Model, ModelTable
+from freeapi.policy.parts import CHAT_PARTS, QUOTE, check_content, first_byte
+from freeapi.policy.tables import (
+    CHAT_FIELDS,
+    MESSAGE_FIELDS,
+    TOOL_FIELDS,
+)
 
-#: Of what supports the buffer protocol; a third of what a memoryview takes.
-_first_byte: Final = struct.Struct("c").unpack_from
-_QUOTE: Final = (b'"',)
+_decode_plain: Final = msgspec.json.Decoder(PlainRequest).decode
+_decode_parts: Final = msgspec.json.Decoder(PlainParts).decode
+_encode: Final = msgspec.json.Encoder().encode
+#: As in ``parts``; compiled, what a module has itself is found without a look-up.
+_first_byte: Final = first_byte
+#: How ``null`` begins.
+_N: Final = 0x6E
+#: Kinds of parts that are no more than their text.
+_TEXT_TYPES: Final = (Raw(b'"text"'), Raw(b'"refusal"'))
 _NOT_STORED: Final = (Raw(b"false"), NULL)
 _MESSAGE_KEPT: Final = kept(MESSAGE_FIELDS)
-assert frozenset(PlainMessage.__struct_fields__) <= _MESSAGE_KEPT, "a plain message is checked"
 _KEPT: Final = kept(CHAT_FIELDS)
 #: With these fields alone, a request is done after the checks that every request needs.
 _COMMON: Final = _KEPT - {
@@ -62,6 +82,115 @@ _COMMON: Final = _KEPT - {
     "modalities",
 }
 
+# --- The short way --------------------------------------------------------------------------------
+
+
+def prepare_plain(body: bytes, table: ModelTable) -> Prepared | None:
+    """A plain request as it may be sent. None: it isn't plain, and has to go the long way.
+
+    Raises ModelNotFound, and InvalidValue if the model is for other endpoints.
+    """
+    try:
+        request = _decode_plain(body)
+    except msgspec.DecodeError:
+        return None
+    # Each attribute is read once: in an object of msgspec's that takes as long as a small function.
+    messages, tools, stream = request.messages, request.tools, request.stream
+    older, newer = request.max_tokens, request.max_completion_tokens
+    if not _are_texts(messages) or (tools is not None and not _are_own(tools)):
+        return None
+    if older is not None and newer is not None:
+        return None
+    if not stream and request.stream_options is not None:
+        return None
+    model = find_model("chat", request.model, table)
+    request.model = model.upstream_model
+    ceiling, adjusted = _put_plain_ceiling(request, model, older, newer)
+    hides_usage = False
+    if stream:
+        hides_usage = _ask_plain_usage(request)
+    elif stream is not None:
+        request.stream = None
+    sent = _encode(request)
+    size = len(sent)
+    extra_tokens = TOKENS_PER_MESSAGE * len(messages)
+    if tools is not None:
+        extra_tokens += TOKENS_PER_TOOL * len(tools)
+    return Prepared(
+        "chat",
+        sent,
+        model,
+        stream is True,
+        hides_usage,
+        size // BYTES_PER_TOKEN,
+        ceiling,
+        size + extra_tokens,
+        0,
+        adjusted,
+    )
+
+
+def _are_texts(messages: list[PlainMessage]) -> bool:
+    """Whether all of them have for content a string, nothing, or parts of text, now decoded."""
+    for message in messages:
+        content = message.content
+        first: int = _first_byte(content)[0]
+        if first in (QUOTE, _N):
+            continue
+        try:
+            parts = _decode_parts(content)
+        except msgspec.DecodeError:
+            return False
+        if not all(part.type in _TEXT_TYPES for part in parts):
+            return False
+        message.content = parts  # type: ignore[assignment] # from here on it is only encoded
+    return True
+
+
+def _are_own(tools: list[PlainTool]) -> bool:
+    """Whether they are tools that the caller runs."""
+    return all(tool.type in OWN_TOOLS for tool in tools)
+
+
+def _put_plain_ceiling(
+    request: PlainRequest, model: Model, older: int | None, newer: int | None
+) -> tuple[int, bytes]:
+    """The ceiling, put in the model's one field, and what the caller is told about it.
+
+    At most one was asked for, by the field's older name or its newer one.
+    """
+    ceiling: int = model.max_output_tokens
+    adjusted = b""
+    asked = newer if older is None else older
+    if asked is not None:
+        if asked > ceiling:
+            name = "max_tokens" if newer is None else "max_completion_tokens"
+            adjusted = f"{name}={ceiling}".encode("ascii")
+        else:
+            ceiling = asked
+        # One of the two is put back below.
+        request.max_tokens = request.max_completion_tokens = None
+    if model.output_field == "max_tokens":
+        request.max_tokens = ceiling
+    else:
+        request.max_completion_tokens = ceiling
+    return ceiling, adjusted
+
+
+def _ask_plain_usage(request: PlainRequest) -> bool:
+    """Whether the usage chunk is for us alone."""
+    options = request.stream_options
+    if options is None:
+        request.stream_options = USAGE_ONLY
+        return True
+    if options.include_usage:
+        return False
+    options.include_usage = True
+    return True
+
+
+# --- The long way ---------------------------------------------------------------------------------
+
 
 def prepare(draft: Draft) -> Prepared:
     """The body of ``POST /v1/chat/completions`` as it may be sent."""
@@ -69,11 +198,11 @@ def prepare(draft: Draft) -> Prepared:
     stream, hides_usage = ask_usage(draft)
     extra_tokens = TOKENS_PER_MESSAGE * _check_messages(draft)
     choices = 1
-    if not _COMMON.issuperset(draft.fields):
+    if not has_only(draft.fields, _COMMON):
         choices = take_choices(draft)
         extra_tokens += TOKENS_PER_TOOL * _check_tools(draft)
         _check_extras(draft)
-        if not _KEPT.issuperset(draft.fields):
+        if not has_only(draft.fields, _KEPT):
             apply(CHAT_FIELDS, draft.fields, draft.changes, "")
     return draft.finish(stream, hides_usage, choices * ceiling, extra_tokens)
 
@@ -96,12 +225,8 @@ def _put_ceiling(draft: Draft) -> int:
 
 
 def _check_messages(draft: Draft) -> int:
-    """How many messages there are; about 0.5 µs each, 1 µs and its parts' where one is a list."""
+    """How many messages there are; about 1 µs each, and its parts'."""
     given = draft.fields.get("messages", NULL)
-    plain = _plain_messages(given)
-    if plain is not None:
-        draft.fields["messages"] = plain
-        return len(plain)
     messages: list[Fields] = decode(OBJECTS, given, "messages", "a list of messages (objects)")
     if not 1 <= len(messages) <= ITEMS_MAX:
         raise InvalidValue(param="messages", problem=f"there must be 1 to {ITEMS_MAX} of them")
@@ -111,28 +236,10 @@ def _check_messages(draft: Draft) -> int:
     return len(messages)
 
 
-def _plain_messages(given: Raw) -> list[PlainMessage] | None:
-    """The messages if all of them are plain text, as most are: a third of what else it takes."""
-    try:
-        messages = decode_messages(given)
-    except msgspec.DecodeError:
-        return None
-    if not 1 <= len(messages) <= ITEMS_MAX:
-        return None
-    for message in messages:
-        # The first byte tells what a JSON value is: here a string, or null.
-        if _first_byte(message.role) != _QUOTE:
-            return None
-        content = message.content
-        if _first_byte(content) != _QUOTE and content != NULL:
-            return None
-    return messages
-
-
 def _check_message(draft: Draft, message: Fields, path: str) -> None:
-    if not _MESSAGE_KEPT.issuperset(message):
+    if not has_only(message, _MESSAGE_KEPT):
         apply(MESSAGE_FIELDS, message, draft.changes, f"{path}.")
-    check_text(message, "role", f"{path}.")
+    message["role"] = check_text(message, "role", f"{path}.")
     check_content(draft, message, "content", path, CHAT_PARTS)
 
 

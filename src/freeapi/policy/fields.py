@@ -89,6 +89,11 @@ def kept(rules: Mapping[str, Rule]) -> frozenset[str]:
     return frozenset(name for name, rule in rules.items() if rule.action in {"pass", "check"})
 
 
+def has_only(fields: Fields, names: frozenset[str]) -> bool:
+    """Whether no other field is there. By a loop, since issuperset makes a set of them first."""
+    return all(name in names for name in fields)
+
+
 def apply(rules: Mapping[str, Rule], fields: Fields, changes: Changes, path: str) -> None:
     """Take out what may not pass; ``path`` leads to this object in messages, with its dot.
 

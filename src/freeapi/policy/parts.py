@@ -16,6 +16,7 @@ Invariants:
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
@@ -23,7 +24,7 @@ import msgspec
 from msgspec import Raw
 
 from freeapi.errors import InvalidValue, UnsupportedParameter
-from freeapi.policy.draft import ITEMS_MAX, NULL, OBJECTS, STRING, Draft, decode
+from freeapi.policy.draft import ITEMS_MAX, NULL, OBJECTS, OBJECTS_OR_NULL, STRING, Draft, decode
 from freeapi.policy.fields import Fields, Rule, apply, kept
 from freeapi.policy.tables import (
     IMAGE_PART_FIELDS,
@@ -42,11 +43,13 @@ IMAGES_MAX: Final = 128
 #: How an image may begin. Source: OpenAI, "Images and vision", supported types.
 _DATA_URLS: Final = tuple(f"data:image/{kind};base64," for kind in ("png", "jpeg", "gif", "webp"))
 
+#: Of what supports the buffer protocol; a third of what a memoryview takes.
+first_byte: Final = struct.Struct("B").unpack_from
+#: The first byte tells what a JSON value is: here a string.
+QUOTE: Final = 0x22
+
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 _RAW_LIST: Final[msgspec.json.Decoder[list[Raw] | None]] = msgspec.json.Decoder(list[Raw] | None)
-_TEXT_OR_PARTS: Final[msgspec.json.Decoder[str | list[dict[str, Raw]] | None]] = (
-    msgspec.json.Decoder(str | list[dict[str, Raw]] | None)
-)
 
 
 class Kind(NamedTuple):
@@ -66,12 +69,16 @@ def check_content(draft: Draft, holder: Fields, name: str, path: str, kinds: Kin
 
     Returns whether there is any. Raises InvalidValue, UnsupportedParameter.
     """
+    given = holder.get(name, NULL)
+    if first_byte(given)[0] == QUOTE:
+        return True
     wanted = "a string or a list of parts (objects)"
-    content = decode(_TEXT_OR_PARTS, holder.get(name, NULL), f"{path}.{name}", wanted)
-    if isinstance(content, list):
-        check_parts(draft, content, f"{path}.{name}", kinds)
-        holder[name] = content
-    return content is not None
+    content = decode(OBJECTS_OR_NULL, given, f"{path}.{name}", wanted)
+    if content is None:
+        return False
+    check_parts(draft, content, f"{path}.{name}", kinds)
+    holder[name] = content
+    return True
 
 
 def decode_parts(given: Raw, param: str, wanted: str) -> list[Fields]:

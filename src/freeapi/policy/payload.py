@@ -1,7 +1,8 @@
 """What a request may contain: the caller's JSON checked, adjusted, and written anew.
 
 One function for all JSON endpoints: ``draft`` opens the body, the endpoint's module (``chat``,
-``completions``, ``responses``, ``plain``, ``media``) checks it, and a ``Prepared`` comes out.
+``completions``, ``responses``, ``plain``, ``media``) checks it, and a ``Prepared`` comes out. A
+plain chat request gets there in one step.
 ``tables`` says which names may be there at all; the modules look at values.
 
 What this is not: no check of what the upstream checks itself (the range of ``temperature``, the
@@ -38,10 +39,28 @@ def prepare(endpoint: Endpoint, body: bytes, table: ModelTable, rules: Rules) ->
     """The body of a POST to the endpoint as it may be sent.
 
     Raises InvalidJson, InvalidValue, UnsupportedParameter, ModelNotFound: nothing was taken yet.
-    O(bytes): about 4 µs for a short chat, of which msgspec takes 2.
+    O(bytes): a short chat takes 17,000 instructions, of which msgspec takes 10,000.
     """
     try:
+        _check_encoding(body)
+        if endpoint == "chat":
+            prepared = chat.prepare_plain(body, table)
+            if prepared is not None:
+                return prepared
         return _CHECKS[endpoint](open_draft(endpoint, body, table, rules))
     except RecursionError:
         # msgspec's way to say so; how deep is too deep depends on the interpreter.
         raise InvalidJson(problem="it is nested too deeply") from None
+
+
+def _check_encoding(body: bytes) -> None:
+    """msgspec doesn't look at the UTF-8 of what it leaves raw, and upstreams differ there.
+
+    Raises InvalidJson.
+    """
+    if body.isascii():
+        return
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidJson(problem=f"it is not UTF-8 at byte {error.start}") from None
