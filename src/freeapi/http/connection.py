@@ -410,7 +410,7 @@ class Connection(asyncio.Protocol):
             self._unparsed = b""
         else:
             data, self._unparsed = data[:size], data[size:]
-        known_length = self._body_length
+        known_length = self._body_length if self._begun else 0
         upload = self._upload
         self._head_is_split = self._begun
         try:
