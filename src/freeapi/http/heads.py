@@ -29,10 +29,11 @@ _LOWERED: Final = bytes(
     byte + 32 if 65 <= byte <= 90 else byte if 32 <= byte < 127 or byte in b"\r\n" else 0
     for byte in range(256)
 )
+_CODING: Final = b"transfer-encoding"
 #: All that is read here of an upstream's head.
 ANSWER_HEADERS: Final = (
     *(b"connection", b"content-encoding", b"content-length", b"content-type", b"keep-alive"),
-    *(b"retry-after", b"retry-after-ms", b"transfer-encoding"),
+    *(b"retry-after", b"retry-after-ms", _CODING),
     *(b"x-ratelimit-remaining-requests", b"x-ratelimit-remaining-tokens"),
     *(b"x-ratelimit-reset-requests", b"x-ratelimit-reset-tokens"),
 )
@@ -152,6 +153,8 @@ def read_plain_head(data: bytes) -> PlainHead | None:
             if not line[: max(colon, 0)].replace("-", "").isalnum():
                 return None
         elif name:
+            if name == _CODING:
+                return None
             if name in headers or line[colon + 1 : colon + 2] != " " or line.endswith(" "):
                 return None
             headers[name] = head[at + colon + 2 : at + len(line)]
@@ -159,7 +162,7 @@ def read_plain_head(data: bytes) -> PlainHead | None:
     if at != end:  # some line ended with something else than CRLF
         return None
     length = _number(headers.get(b"content-length", b""))
-    if length < 0 or b"transfer-encoding" in headers or not _is_kept_alive(headers):
+    if length < 0 or not _is_kept_alive(headers):
         return None
     return PlainHead(headers, end + len(_HEAD_END), length)
 

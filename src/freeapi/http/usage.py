@@ -68,6 +68,8 @@ _USAGE_KEY_CUT = re.compile(rb'(?:\\|\\?"(?:u(?:s(?:a(?:ge?)?)?)?)?)\Z')
 #: Names have 29 characters at most; without a bound, "cachecachecache..." would take the square.
 _CACHE_COUNT = re.compile(rb'((?:cache|"ttl_)\w{0,64}"\s*+:\s*+)(-?\d[\d.eE+-]*+)(?=[\s,}])')
 _CACHE: Final = b"cache"
+_IS_0_THEN: Final = b'd_tokens": 0,'
+_IS_0_AT_END: Final = b'd_tokens": 0}'
 _COUNT_ABOVE_0 = re.compile(rb'\w{0,64}"\s*+:\s*+(?!0[\s,}])[-\d{]')
 _CACHE_COUNT_ABOVE_0 = re.compile(_CACHE + _COUNT_ABOVE_0.pattern)
 
@@ -226,7 +228,11 @@ def _first_count(data: bytes) -> int:
     if len(data) <= PARSED_BYTES_MAX:
         parts = data.split(_CACHE)  # half of what ``find`` and ``search`` take
         for number in range(1, len(parts)):
-            if _COUNT_ABOVE_0.match(parts[number]) is not None:
+            part = parts[number]
+            # As OpenAI writes it: the expression takes fifteen times as long.
+            if part.startswith(_IS_0_THEN) or part.startswith(_IS_0_AT_END):
+                continue
+            if _COUNT_ABOVE_0.match(part) is not None:
                 return 0  # if it is in no usage object, the closer look leaves it as it is
         return -1
     at = data.find(_USAGE_KEY)
