@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
         "_has_answered",
         "_head_done",
         "_head_is_split",
+        "_held",
         "_known",
         "_lacking_bytes",
         "_lingering",
@@ -135,6 +136,8 @@ class Connection(asyncio.Protocol):
         self._pumping = False
         self._reading = True
         self._lingering = False
+        #: To be sent with what follows.
+        self._held = b""
         #: It isn't the first request any more.
         self._has_answered = False
         self.writable = True
@@ -348,6 +351,7 @@ class Connection(asyncio.Protocol):
 
     def replied(self, reply: Reply) -> None:
         """For the reply: it is complete."""
+        self._flush()
         self._reply = None
         self._has_answered = True
         if not reply.keep_alive or self._server.draining:
@@ -573,7 +577,21 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send now; the transport keeps what the socket doesn't take."""
         if self._transport is not None:
+            if self._held:
+                data, self._held = self._held + data, b""
             self._transport.write(data)
+
+    def write_soon(self, data: bytes) -> None:
+        """Send with what is written next, or at the end of this turn of the loop.
+
+        For a head: its body's first bytes often come with it, and each write is a system call.
+        """
+        self._held = data
+        self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._held:
+            self.write(b"")
 
     def stop(self, error: FreeApiError) -> None:
         """For the end of a drain: tell who still waits, and close once that has left."""

@@ -102,7 +102,7 @@ class Reply:
         else:  # HTTP/1.0: the end of the connection is the end of the body
             self.keep_alive = False
             framing = b"\r\n"
-        connection.write(connection.head(self, status, headers) + framing)
+        connection.write_soon(connection.head(self, status, headers) + framing)
 
     def write(self, data: bytes) -> None:
         """A piece of the body (not empty), on its way at once."""
