@@ -67,10 +67,11 @@ class Answer:
         assert not self.is_whole
         self.body += data
 
-    def on_end(self) -> None:
-        """Noted; once."""
+    def on_end(self, data: bytes) -> None:
+        """Noted; once, with what came last."""
         assert self.status
         assert not self.is_whole
+        self.body += data
         self.is_whole = True
 
 

@@ -196,9 +196,11 @@ class Taken:
         self.pieces.append(data)
         self._refuse("data")
 
-    def on_end(self) -> None:
-        """Noted."""
+    def on_end(self, data: bytes) -> None:
+        """Noted, with what came last."""
         assert not self.is_ended
+        if data:
+            self.on_data(data)
         self.is_ended = True
         self._refuse("end")
 

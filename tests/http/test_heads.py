@@ -182,6 +182,7 @@ def test_plain_head() -> None:
     assert head is not None
     assert (head.size, head.length) == (len(ANSWER), 5)
     assert head.headers == {
+        b"date": b"Sat, 28 Nov 2026 20:00:00 GMT",
         b"content-type": b"Application/JSON",
         b"content-length": b"5",
         b"connection": b"Keep-Alive",

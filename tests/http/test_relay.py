@@ -62,9 +62,9 @@ async def test_json_is_sent_whole_when_it_is_whole(asked: Asked) -> None:
     """Nothing goes out before the end; then one answer with its length, and the usage is known."""
     body = chat_json("hello", 3, 4)
     asked.relay.on_head(200, JSON | LEAK)
-    asked.read(body[:50], body[50:])
+    asked.read(body[:50], body[50:80])
     assert not asked.relay.started
-    asked.relay.on_end()
+    asked.relay.on_end(body[80:])
     assert asked.relay.started
     answer = await asked.caller.answer()
     assert answer.body == body
@@ -75,7 +75,7 @@ async def test_json_is_sent_whole_when_it_is_whole(asked: Asked) -> None:
 async def test_only_our_headers_and_the_type_go_down(asked: Asked) -> None:
     """Of the upstream's head the caller sees the status and the content type."""
     asked.relay.on_head(201, {b"content-type": b"text/x"} | LEAK)
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     answer = await asked.caller.answer()
     assert answer.status == 201
     names = {name for name, _ in answer.headers}
@@ -95,8 +95,8 @@ async def test_long_json_is_passed_on(asked: Asked, has_length: bool) -> None:
     asked.read(*pieces[:-1])
     assert asked.relay.started
     assert len(asked.relay.error_body) < 10_000
-    asked.read(pieces[-1][:20], pieces[-1][20:])
-    asked.relay.on_end()
+    asked.read(pieces[-1][:20])
+    asked.relay.on_end(pieces[-1][20:])
     answer = await asked.caller.answer()
     assert (answer.body, answer.complete) == (body, True)
     assert (answer.header("content-length") is not None) == has_length
@@ -108,7 +108,7 @@ async def test_json_at_the_bound_is_kept(asked: Asked) -> None:
     asked.relay.on_head(200, JSON | {b"content-length": b"%d" % COLLECT_BYTES_MAX})
     asked.read(b"a" * COLLECT_BYTES_MAX)
     assert not asked.relay.started
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     assert len((await asked.caller.answer()).body) == COLLECT_BYTES_MAX
 
 
@@ -137,14 +137,14 @@ async def test_success_without_a_name_is_refused(asked: Asked) -> None:
 async def test_identity_is_no_encoding(asked: Asked) -> None:
     """Some servers say that they did nothing."""
     asked.relay.on_head(200, JSON | {b"content-encoding": b"Identity"})
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     assert (await asked.caller.answer()).status == 200
 
 
 async def test_missing_type_is_json(asked: Asked) -> None:
     """An upstream that names no type is taken for JSON."""
     asked.relay.on_head(200, {})
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     assert (await asked.caller.answer()).header("content-type") == "application/json"
 
 
@@ -152,8 +152,8 @@ async def test_missing_type_is_json(asked: Asked) -> None:
 async def test_error_is_kept_for_the_proxy(asked: Asked, status: int) -> None:
     """The caller sees nothing of it; a page or an encoding is no reason to fail here."""
     asked.relay.on_head(status, {b"content-type": b"text/html", b"content-encoding": b"gzip"})
-    asked.read(b"sk-", b"canary")
-    asked.relay.on_end()
+    asked.read(b"sk-")
+    asked.relay.on_end(b"canary")
     assert (asked.relay.status, asked.relay.error_body) == (status, b"sk-canary")
     assert not asked.relay.started
     assert asked.site.calls[0][1].status == 0
@@ -200,17 +200,26 @@ async def test_each_read_of_a_stream_is_on_its_way_at_once(asked: Asked) -> None
     asked.read(delta("b"))
     assert await asked.caller.piece(answer) == delta("b")
     asked.read(usage_event(3, 4), DONE)
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     assert await asked.caller.piece(answer) == DONE
     assert await asked.caller.piece(answer) == b""
     assert answer.complete
     assert asked.relay.usage == Usage(prompt_tokens=3, completion_tokens=4)
 
 
+async def test_end_may_come_in_one_read_with_the_last_of_a_body(asked: Asked) -> None:
+    """Then it leaves in one piece with the caller's end, the usage still being held back."""
+    answer = await streamed(asked, delta("a"))
+    asked.relay.on_end(usage_event(3, 4) + DONE + b"data: b")
+    assert await asked.caller.piece(answer) == DONE + b"data: b"
+    assert await asked.caller.piece(answer) == b""
+    assert asked.relay.usage == Usage(prompt_tokens=3, completion_tokens=4)
+
+
 async def test_stream_that_ends_within_an_event_is_passed_on(asked: Asked) -> None:
     """A proper end in HTTP is believed, whatever is missing in the events."""
     answer = await streamed(asked, delta("a"), b"data: b")
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     assert await asked.caller.piece(answer) == b"data: b"
     assert await asked.caller.piece(answer) == b""
     assert answer.complete
@@ -267,7 +276,7 @@ async def test_cache_count_of_json_is_hidden(asked: Asked, kind: dict[bytes, byt
     """A JSON answer says 0 cached tokens, in as many bytes; what is billed is known as before."""
     asked.relay.on_head(200, kind | {b"content-length": b"%d" % len(CACHED)})
     asked.read(CACHED[:-30], CACHED[-30:])
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     answer = await asked.caller.answer()
     assert answer.body == HIDDEN
     assert answer.header("content-length") == str(len(CACHED))
@@ -282,7 +291,7 @@ async def test_cache_count_of_long_json_is_hidden(asked: Asked, has_length: bool
     asked.relay.on_head(200, JSON | length)
     end = len(long) - 200
     asked.read(long[:end], *(long[i : i + 1] for i in range(end, len(long))))
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     answer = await asked.caller.answer()
     assert answer.body == long.replace(b"1920", b"0   ")
     assert answer.complete
@@ -295,7 +304,7 @@ async def test_long_json_that_breaks_off_loses_nothing(asked: Asked, end: bytes)
     long = b'{"filler":"%b' % (b"a" * (COLLECT_BYTES_MAX + 10)) + end
     asked.relay.on_head(200, JSON | {b"content-length": b"%d" % len(long)})
     asked.read(long)
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     answer = await asked.caller.answer()
     assert (answer.body, answer.complete) == (long, True)
 
@@ -306,7 +315,7 @@ async def test_what_isnt_json_passes_as_it_is(asked: Asked) -> None:
     asked.relay.on_head(200, {b"content-type": b"text/plain; charset=utf-8"})
     asked.read(said)
     assert not asked.relay.started
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     assert (await asked.caller.answer()).body == said
     assert asked.relay.usage is None
 
@@ -324,7 +333,7 @@ async def test_sound_passes_read_by_read(asked: Asked, kind: bytes, has_length: 
         asked.read(piece)
         await asked.caller.receive_until(answer, piece)
     assert asked.relay.error_body == b""
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     assert await asked.caller.piece(answer) == b""
     assert (answer.body, answer.complete) == (b"\x00\xff\n" + CACHED, True)
     assert asked.relay.usage is None
@@ -346,7 +355,7 @@ async def test_error_in_a_200_is_told_in_our_words(asked: Asked) -> None:
     error = {"code": "server_error", "message": "org-x"}
     asked.relay.on_head(200, JSON)
     asked.read(response_json("", status="failed", error=error, usage=spent(3, 4)))
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     assert asked.relay.usage == Usage(3, 4)
     told = json.loads((await asked.caller.answer()).body)
     assert told["status"] == "failed"
@@ -362,7 +371,7 @@ async def test_usage_of_long_images_is_found(asked: Asked, usage_first: bool) ->
     body = json.dumps(bill | image if usage_first else image | bill).encode()
     asked.relay.on_head(200, JSON | {b"content-length": b"%d" % len(body)})
     asked.read(*(body[i : i + 60_000] for i in range(0, len(body), 60_000)))
-    asked.relay.on_end()
+    asked.relay.on_end(b"")
     assert (await asked.caller.answer()).body == body
     assert asked.relay.usage == Usage(3, 4)
 

@@ -223,8 +223,8 @@ class _Listing:
         if len(self.body) > LISTING_BYTES_MAX:
             raise UpstreamGarbage
 
-    def on_end(self) -> None:
-        """``exchange`` returns."""
+    def on_end(self, data: bytes) -> None:
+        self.on_data(data)
 
 
 async def _ask(

@@ -311,6 +311,7 @@ class Connection(asyncio.Protocol):
             self._end_upload(request, self._upload)
             return
         self._complete(request, keep_alive=self._parser.should_keep_alive())
+        self._ready.append(request)
 
     def _complete(self, request: wire.Request, *, keep_alive: bool) -> None:
         """All of its body is there."""
@@ -318,7 +319,6 @@ class Connection(asyncio.Protocol):
         request.body = body[0] if len(body) == 1 else b"".join(body)
         request.keep_alive = keep_alive
         request.received_s = self._loop.time()
-        self._ready.append(request)
 
     # --- the order of things ----------------------------------------------------------------------
 
@@ -388,6 +388,7 @@ class Connection(asyncio.Protocol):
             self.deadline_s = self._loop.time() + self._server.limits.body_s
         else:
             self._complete(request, keep_alive=True)
+            self._answer(request)
         return True
 
     def _take_body(self) -> None:
@@ -401,6 +402,7 @@ class Connection(asyncio.Protocol):
         if not self._lacking_bytes:
             self._begun = False
             self._complete(self._request, keep_alive=True)
+            self._answer(self._request)
 
     def _parse(self) -> None:
         """Feed the parser one slice: to the end of a body of known length, else a bound."""

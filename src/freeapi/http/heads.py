@@ -18,6 +18,7 @@ from typing import Final
 from freeapi.http.wire import HEAD_BYTES_MAX, LENGTH_DIGITS_MAX, Request
 
 _LENGTH_LINE: Final = b"\r\ncontent-length: "
+_LENGTH_START: Final = "\r\ncontent-length: "
 _HEAD_END: Final = b"\r\n\r\n"
 _ZERO: Final = 0x30
 _NINE: Final = 0x39
@@ -32,8 +33,8 @@ _LOWERED: Final = bytes(
 _CODING: Final = b"transfer-encoding"
 #: All that is read here of an upstream's head.
 ANSWER_HEADERS: Final = (
-    *(b"connection", b"content-encoding", b"content-length", b"content-type", b"keep-alive"),
-    *(b"retry-after", b"retry-after-ms", _CODING),
+    *(b"connection", b"content-encoding", b"content-length", b"content-type", b"date"),
+    *(b"keep-alive", b"retry-after", b"retry-after-ms", _CODING),
     *(b"x-ratelimit-remaining-requests", b"x-ratelimit-remaining-tokens"),
     *(b"x-ratelimit-reset-requests", b"x-ratelimit-reset-tokens"),
 )
@@ -43,7 +44,7 @@ _ANSWER_NAMES: Final = {
     "proxy-connection": b"connection",  # the same to llhttp
     **dict.fromkeys(
         (
-            *("access-control-expose-headers", "alt-svc", "cf-cache-status", "cf-ray", "date"),
+            *("access-control-expose-headers", "alt-svc", "cf-cache-status", "cf-ray"),
             *("openai-organization", "openai-processing-ms", "openai-project", "openai-version"),
             *("server", "set-cookie", "strict-transport-security", "vary", "via"),
             *("x-content-type-options", "x-envoy-upstream-service-time", "x-request-id"),
@@ -140,7 +141,7 @@ def read_plain_head(data: bytes) -> PlainHead | None:
         return None
     head = data[:end]
     text = head.translate(_LOWERED).decode("ascii")
-    if "\0" in text:
+    if "\0" in text or text.find(_LENGTH_START) < 0:  # most without a length are streams
         return None
     headers: dict[bytes, bytes] = {}
     lines = text.splitlines()

@@ -13,7 +13,7 @@ awaited as one: ``await loop.create_task(…)``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from typing import Any, Final
 
 from freeapi.errors import FreeApiError
@@ -21,16 +21,25 @@ from freeapi.errors import FreeApiError
 _END: Final = object()
 
 
+class Waiter:
+    """Who waits for an outcome. By a class, since a bound method is made anew for each wait."""
+
+    __slots__ = ()
+
+    def go_on(self) -> None:
+        """It is known."""
+
+
 class Outcome:
     """To be awaited in a ``Run``, by one; others ask for the ``future``."""
 
-    __slots__ = ("_wake", "error", "is_known")
+    __slots__ = ("_waiter", "error", "is_known")
 
     def __init__(self) -> None:
         self.is_known = False
         #: Why it went wrong; None: it didn't, or nothing is known yet.
         self.error: FreeApiError | None = None
-        self._wake: Callable[[], object] | None = None
+        self._waiter: Waiter | None = None
 
     def resolve(self, error: FreeApiError | None) -> None:
         """It is known: whoever waits goes on within this call. Only the first time counts."""
@@ -38,32 +47,24 @@ class Outcome:
             return
         self.is_known = True
         self.error = error
-        wake, self._wake = self._wake, None
-        if wake is not None:
-            wake()
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.go_on()
 
-    def on_known(self, wake: Callable[[], object]) -> None:
-        """Call it once, when it is known. It isn't yet, and nobody else waits."""
+    def on_known(self, waiter: Waiter) -> None:
+        """Let it go on once, when it is known. It isn't yet, and nobody else waits."""
         assert not self.is_known, "what is known needs no waiting"
-        assert self._wake is None, "two wait for one outcome"
-        self._wake = wake
+        assert self._waiter is None, "two wait for one outcome"
+        self._waiter = waiter
 
     def future(self) -> asyncio.Future[None]:
         """The same for a task."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def tell() -> None:
-            if future.done():
-                return
-            if self.error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(self.error)
-
+        waiter = _FutureWaiter(self, future)
         if self.is_known:
-            tell()
+            waiter.go_on()
         else:
-            self.on_known(tell)
+            self.on_known(waiter)
         return future
 
     def __await__(self) -> Generator[Outcome, None, None]:
@@ -76,7 +77,25 @@ class Outcome:
                 self.error = None
 
 
-class Run:
+class _FutureWaiter(Waiter):
+    """Tells a future."""
+
+    __slots__ = ("_future", "_outcome")
+
+    def __init__(self, outcome: Outcome, future: asyncio.Future[None]) -> None:
+        self._outcome = outcome
+        self._future = future
+
+    def go_on(self) -> None:
+        if self._future.done():
+            return
+        if self._outcome.error is None:
+            self._future.set_result(None)
+        else:
+            self._future.set_exception(self._outcome.error)
+
+
+class Run(Waiter):
     """A coroutine on its way, from ``start`` to its end; what it raises there is raised where it
     was woken, but for CancelledError.
     """
@@ -91,7 +110,7 @@ class Run:
 
     def start(self) -> None:
         """Take the first steps, up to the first wait or the end."""
-        self._step()
+        self.go_on()
 
     def cancel(self) -> None:
         """Cancel the future that it waits for, or the next one, which raises CancelledError there.
@@ -104,7 +123,8 @@ class Run:
         else:
             self._is_cancelled = True
 
-    def _step(self) -> None:
+    def go_on(self) -> None:
+        """Take the next steps."""
         try:
             # StopIteration would cost 4,000 instructions.
             waits_for: Any = next(self._steps, _END)
@@ -113,17 +133,17 @@ class Run:
         if waits_for is _END:
             return
         if isinstance(waits_for, Outcome):
-            waits_for.on_known(self._step)
+            waits_for.on_known(self)
             return
         # What asyncio's futures yield, and what a task does with it (asyncio.tasks, Task.__step).
         waits_for._asyncio_future_blocking = False
         self._waits_for = waits_for
-        waits_for.add_done_callback(self._go_on)
+        waits_for.add_done_callback(self._future_done)
         if self._is_cancelled:
             self._is_cancelled = False
             waits_for.cancel()
 
-    def _go_on(self, future: asyncio.Future[Any]) -> None:
+    def _future_done(self, future: asyncio.Future[Any]) -> None:
         """The future raises or returns by itself where it is awaited."""
         self._waits_for = None
-        self._step()
+        self.go_on()

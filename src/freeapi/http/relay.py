@@ -136,16 +136,18 @@ class Relay:
         if whole:
             self._reply.write(whole)
 
-    def on_end(self) -> None:
+    def on_end(self, data: bytes) -> None:
         """Close the caller's answer as the upstream closed its own."""
-        if not 200 <= self.status < 300:
+        events = self._events
+        if events is not None:
+            whole = events.feed(data) if data else b""
+            rest = events.rest()
+            self.usage = events.usage
+            self._reply.end(whole + rest if rest else whole)
             return
-        if self._events is not None:
-            rest = self._events.rest()
-            if rest:
-                self._reply.write(rest)
-            self.usage = self._events.usage
-            self._reply.end()
+        if data:
+            self._treat(self, data)
+        if not 200 <= self.status < 300:
             return
         if self.started:
             self._end_of_pieces()
@@ -195,10 +197,9 @@ class Relay:
     def _end_of_pieces(self) -> None:
         if self._hider is not None and self._ends is not None:
             self.usage = self._ends.usage()
-            rest = self._hider.rest()
-            if rest:
-                self._reply.write(rest)
-        self._reply.end()
+            self._reply.end(self._hider.rest())
+        else:
+            self._reply.end()
 
     def _keep_error(self, data: bytes) -> None:
         self._collected_bytes += len(data)

@@ -111,13 +111,17 @@ class Reply:
             self.body_bytes += len(data)
             connection.write(wire.chunk(data) if self._chunked else data)
 
-    def end(self) -> None:
-        """The body is complete."""
+    def end(self, data: bytes = b"") -> None:
+        """The body is complete with this."""
         connection = self._connection
-        if connection is not None:
-            if self._chunked:
-                connection.write(wire.LAST_CHUNK)
-            self._finish(connection)
+        if connection is None:
+            return
+        self.body_bytes += len(data)
+        if self._chunked:
+            data = wire.chunk(data) + wire.LAST_CHUNK if data else wire.LAST_CHUNK
+        if data:
+            connection.write(data)
+        self._finish(connection)
 
     def cut(self) -> None:
         """The body can't be completed: close so that the caller can't take it for whole."""

@@ -48,10 +48,10 @@ class Sink(Protocol):
         """The final status, and of its headers those of ``heads.ANSWER_HEADERS``."""
 
     def on_data(self, data: bytes) -> None:
-        """All that one read brought of the body; never empty."""
+        """All that a read brought of the body, but for the last one; never empty."""
 
-    def on_end(self) -> None:
-        """The body was complete."""
+    def on_end(self, data: bytes) -> None:
+        """The body is complete with this, which the last read brought of it; empty: nothing."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -247,12 +247,13 @@ class UpstreamConnection(asyncio.Protocol):
             failure = cause or UpstreamGarbage()
         except FreeApiError as error:
             failure = error
+        if self._complete and failure is None:
+            self._finish()
+            return
         if self._body:  # what came before a fault is sound, and may have come in a read of its own
             self._pass_on()
         if failure is not None:
             self._fail(failure)
-        elif self._complete and self._sink is not None:
-            self._finish()
 
     def _take_plain(self, sink: Sink, data: bytes) -> bool:
         """Take the first bytes of an answer without the parser, if they are plain enough."""
@@ -280,14 +281,17 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _pass_on(self) -> None:
         """Give the sink what one read brought of the body."""
-        sink, body = self._sink, self._body
-        if sink is None:
+        if self._sink is None:
             return
-        self._body = []
         try:
-            sink.on_data(body[0] if len(body) == 1 else b"".join(body))
+            self._sink.on_data(self._taken())
         except FreeApiError as error:
             self._fail(error)
+
+    def _taken(self) -> bytes:
+        """What was read of the body and isn't passed on."""
+        body, self._body = self._body, []
+        return body[0] if len(body) == 1 else b"".join(body)
 
     def eof_received(self) -> None:
         """A body without a length ends here (RFC 9112 section 6.3, case 8); any other is cut."""
@@ -395,10 +399,11 @@ class UpstreamConnection(asyncio.Protocol):
         assert done is not None
         self._sink = self._done = None
         keep_alive = self._headers.get(b"keep-alive")
+        body = self._taken()
         self._reset()
         self._release(keep_alive)
         try:
-            sink.on_end()
+            sink.on_end(body)
         except FreeApiError as error:
             done.resolve(error)
         except BaseException:  # a bug of the sink's: still, who waits must wake

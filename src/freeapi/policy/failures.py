@@ -167,7 +167,7 @@ def parse_wait(headers: Mapping[bytes, bytes], utc_s: float) -> float | None:
     return None
 
 
-def exhausted_for_s(headers: Mapping[bytes, bytes]) -> float | None:
+def exhausted_for_s(headers: dict[bytes, bytes]) -> float | None:
     """Read for how long a key has no capacity left for the model, if an answer says so.
 
     None: there is some left, or nothing is known. O(1), 0.2 µs: it runs once per answer.
