@@ -15,7 +15,6 @@ from freeapi.policy.payload import Prepared
 #: Whose answers needn't be JSON: what kind of sound or subtitles they are, the body says.
 _ANY_KIND: Final = frozenset[Endpoint](["speech", "transcriptions", "translations"])
 _JSON: Final = b"content-type: application/json\r\ncontent-length: "
-_END: Final = b"\r\n\r\n"
 #: How long a form will be isn't known when its first bytes leave.
 _FORM: Final = b"content-type: %b\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -31,10 +30,9 @@ class Account:
         """``starts``: what all heads for an endpoint begin with."""
         self.pool = pool
         # They hold the key, so they aren't in a repr.
-        self._plain = {to: start + key_line + _accept(to) + _JSON for to, start in starts.items()}
+        self._plain = {to: start + key_line + _accept(to) for to, start in starts.items()}
         self._streaming = {
-            to: start + key_line + b"accept: text/event-stream\r\n" + _JSON
-            for to, start in starts.items()
+            to: start + key_line + b"accept: text/event-stream\r\n" for to, start in starts.items()
         }
 
     def head_for(self, prepared: Prepared, form_type: bytes | None = None) -> bytes:
@@ -45,8 +43,8 @@ class Account:
         heads = self._streaming if prepared.stream else self._plain
         head = heads[prepared.endpoint]
         if form_type is not None:
-            return head.removesuffix(_JSON) + _FORM % form_type
-        return b"%b%b%b" % (head, str(len(prepared.body)).encode(), _END)
+            return head + _FORM % form_type
+        return b"%b%b%b\r\n\r\n" % (head, _JSON, str(len(prepared.body)).encode())
 
 
 def _accept(endpoint: Endpoint) -> bytes:

@@ -153,8 +153,7 @@ class Relay:
             self._end_of_pieces()
             return
         self.started = True
-        pieces = self._pieces
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        body = b"".join(self._pieces)  # of one piece no copy is made
         if self._is_json:
             self.usage, body = read_answer(body)
         self._reply.send(self.status, self._own_headers(b""), body)

@@ -291,7 +291,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _taken(self) -> bytes:
         """What was read of the body and isn't passed on."""
         body, self._body = self._body, []
-        return body[0] if len(body) == 1 else b"".join(body)
+        return b"".join(body)  # of one piece no copy is made
 
     def eof_received(self) -> None:
         """A body without a length ends here (RFC 9112 section 6.3, case 8); any other is cut."""
